@@ -1,0 +1,1 @@
+"""The contract between all parts of Warren: schemas, atomic writers, records, lineage, checks."""

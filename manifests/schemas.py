@@ -1,0 +1,155 @@
+"""The tables that stages exchange, as pyarrow schemas. All are zstd parquet that polars reads.
+
+A row is found by `uid` everywhere; a row's position never leaves a function.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+UID_ROW_BITS = 24
+MAX_ROWS_PER_SHARD = 1 << UID_ROW_BITS
+
+
+def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null)
+
+
+SAMPLES = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("key", pa.string()),
+        _field("source", pa.string()),
+        _field("shard", pa.string()),  # relative to the source's root
+        _field("offset", pa.uint64()),  # of the image's first byte in the shard; 0 for embeddings
+        _field("size", pa.uint32()),  # of the image, in bytes; 0 for embeddings
+        _field("caption", pa.string()),
+        _field("url", pa.string(), null=True),
+        _field("width", pa.uint32(), null=True),
+        _field("height", pa.uint32(), null=True),
+        _field("image_sha256", pa.binary(32), null=True),
+        _field("image_format", pa.string(), null=True),  # as the shard's member is named: jpg, png, ...
+        _field("similarity", pa.float64(), null=True),  # as published with the source
+        _field("punsafe", pa.float64(), null=True),
+        _field("pwatermark", pa.float64(), null=True),
+        _field("nsfw", pa.string(), null=True),
+        _field("hash", pa.int64(), null=True),  # LAION's join key: murmur hash of url + caption
+        _field("clip_score", pa.float64(), null=True),  # only when the source brings embeddings
+        _field("extra", pa.string(), null=True),  # JSON object: every other source column as given
+    ]
+)
+
+VECTORS = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("key", pa.string()),
+        _field("caption", pa.string()),
+        _field("clip_score", pa.float64()),
+        _field("row", pa.uint32()),  # row of img_emb_%04d.npy and text_emb_%04d.npy beside this file
+    ]
+)
+
+ASSIGNMENTS = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("cluster", pa.uint32()),
+        _field("d2", pa.float64()),  # exact squared distance to the cluster's centroid
+        _field("centroid_cosine", pa.float64()),  # x.c / |c|
+    ]
+)
+
+VERDICTS = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("stage", pa.string()),
+        _field("keep", pa.bool_()),
+        _field("reason", pa.string()),  # "" when kept; "quarantine:<error class>" for bad rows
+        _field("score", pa.float64(), null=True),
+        _field("cutoff", pa.float64(), null=True),
+        _field("evidence_uid", pa.uint64(), null=True),  # the row it lost to
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("key", pa.string()),
+        _field("shard", pa.string()),
+        _field("error", pa.string()),  # the error class, as in the verdict's reason
+        _field("detail", pa.string()),
+    ]
+)
+
+CORESET = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("key", pa.string()),
+        _field("shard", pa.string()),
+        _field("caption", pa.string()),
+        _field("clip_score", pa.float64(), null=True),  # these three: null without embed or cluster
+        _field("cluster", pa.uint32(), null=True),
+        _field("centroid_cosine", pa.float64(), null=True),
+    ]
+)
+
+TRAIN_INDEX = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("key", pa.string()),  # __key__ in the written shard
+        _field("shard", pa.string()),  # relative to the stage directory
+        _field("image_ext", pa.string(), null=True),
+        _field("image_offset", pa.uint64(), null=True),
+        _field("image_size", pa.uint32(), null=True),
+        _field("json_offset", pa.uint64()),
+        _field("json_size", pa.uint32()),
+        _field("source", pa.string()),
+        _field("has_image", pa.bool_()),
+        _field("turns", pa.uint16()),
+        _field("token_estimate", pa.uint32()),  # about four characters a token, image not counted
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "SAMPLES": SAMPLES,
+    "VECTORS": VECTORS,
+    "ASSIGNMENTS": ASSIGNMENTS,
+    "VERDICTS": VERDICTS,
+    "QUARANTINE": QUARANTINE,
+    "CORESET": CORESET,
+    "TRAIN_INDEX": TRAIN_INDEX,
+}
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return `table` with the schema's columns, order and types.
+
+    Missing nullable columns become nulls. Raises: ValueError for a missing or unknown column or a
+    null in a column that has none; pyarrow's errors for a value that does not fit its type.
+    """
+    unknown = set(table.column_names) - set(schema.names)
+    if unknown:
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
+    columns = [_column(table, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(_metadata()))
+
+
+def empty(schema: pa.Schema) -> pa.Table:
+    """Return a table of no rows."""
+    return conform(schema.empty_table(), schema)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in table.column_names:
+        if not field.nullable:
+            raise ValueError(f"column {field.name} is missing")
+        return pa.nulls(table.num_rows, field.type)
+    column = table.column(field.name)
+    if column.null_count and not field.nullable:
+        raise ValueError(f"column {field.name} holds {column.null_count} nulls")
+    return column.cast(field.type)
+
+
+def _metadata() -> dict[str, str]:
+    return {"warren_schema_version": str(SCHEMA_VERSION)}

@@ -1,0 +1,84 @@
+"""Frozen pydantic models that refuse unknown keys and name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manifests.errors import UserError
+
+
+class Strict(BaseModel):
+    """Base of everything that is read from a file a person wrote.
+
+    `location_fields` name the fields that say where data lies, not what it is: they do not enter
+    a stage's fingerprint (the data's own identity does), so a moved folder is still reused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    location_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def load(cls, values: Any, *, where: str) -> Self:
+        """Return the validated model; `where` names the place for the error, e.g. "recipe.dedup".
+
+        Raises: UserError for an unknown key (with the nearest valid one) or a wrong value.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"{where} should be a mapping, not {_shown(values)}.",
+                fix=f"Write it as keys and values; known keys: {', '.join(cls.model_fields)}.",
+            )
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _as_user_error(cls, error, where) from error
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the JSON-ready values that decide the result: all fields but the locations."""
+        return self.model_dump(mode="json", exclude=set(self.location_fields))
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """Return the known name most like `name`, or None when none is alike.
+
+    Example: nearest("similarity_abov", ["keep", "similarity_above"]) -> "similarity_above"
+    """
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown_key(name: str, known: list[str], *, where: str) -> UserError:
+    """Return the error for a key that nobody reads."""
+    guess = nearest(name, known)
+    fix = f"Did you mean {guess!r}?" if guess else "Remove it."
+    return UserError(f"{where}.{name} is unknown.", f"Known keys: {', '.join(known)}.", fix)
+
+
+def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> UserError:
+    first = error.errors(include_url=False)[0]
+    path = [str(step) for step in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        owner = _owner(cls, path[:-1])
+        return unknown_key(path[-1], list(owner.model_fields), where=".".join([where, *path[:-1]]))
+    name = ".".join([where, *path])
+    if first["type"] == "missing":
+        return UserError(f"{name} is missing.", "It has no default.", f"Add {path[-1]}: ...")
+    return UserError(f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value.")
+
+
+def _owner(cls: type[Strict], path: list[str]) -> type[Strict]:
+    for step in path:
+        field = cls.model_fields.get(step)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, Strict):
+            cls = inner
+    return cls
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
