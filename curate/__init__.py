@@ -1,0 +1,1 @@
+"""Pure logic: tables, arrays and image bytes in, tables and arrays out."""

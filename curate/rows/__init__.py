@@ -1,0 +1,1 @@
+"""Decisions on tables: which rows stay, by rule, by rank and by sample."""

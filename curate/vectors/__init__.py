@@ -1,0 +1,1 @@
+"""Embeddings: the exact arithmetic, centroids, nearest clusters and near-duplicates."""
