@@ -1,0 +1,1 @@
+"""Image bytes and tar members: scan, read, write, decode."""
