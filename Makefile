@@ -1,0 +1,148 @@
+# Everything that people and CI run. `make` alone prints the list.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where the tools are. `make BIN=/path/to/venv/bin ...` uses that environment as it is.
+BIN := $(VENV)/bin
+EXECUTOR ?= ray
+GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
+BENCH ?= $(sort $(wildcard tests/benchmarks/bench_*.py))
+STAGES := ingest filter embed cluster dedup select assemble
+
+PIP := $(VENV)/bin/python -m pip
+WITH_GPU := $(filter-out 0,$(strip $(GPU)))
+SETS = $(foreach pair,$(SET),--set '$(pair)')
+READY := $(if $(filter file,$(origin BIN)),$(VENV)/.ready$(if $(WITH_GPU),-gpu))
+
+# $(call need,RECIPE OUT): stop with an example unless these variables are given.
+example_RECIPE = recipe.yaml
+example_OUT = runs/mine
+example_KEY = 000120034
+need = $(foreach name,$(1),$(if $(strip $($(name))),,$(error $(name) is missing. Example: make $@ \
+	$(strip $(foreach each,$(1),$(each)=$(or $($(each)),$(example_$(each))))))))
+
+##@ Start here
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z$$()A-Z -]+:.*## / { name = $$1; gsub(/\$$\(STAGES\)/, "$(STAGES)", name); \
+	    if (length(name) > 12) printf "  %s\n  %-12s %s\n", name, "", $$2; \
+	    else printf "  %-12s %s\n", name, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Options: SET="stage.key=value ..." (no spaces in a value)  EXECUTOR=local|ray  GPU=1|0'
+	@echo '         BIN=/path/to/venv/bin (use that environment instead of $(VENV))'
+
+.PHONY: setup
+setup: $(READY) ## Make .venv with the pinned packages (GPU=1: faiss for CUDA; found by itself)
+
+# One resolution under constraints.txt, so that no package can pull another torch in. The build runs
+# in the venv itself, whose setuptools is pinned too.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip setuptools
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# Both faiss packages own the same files: take both away, then put the right one back.
+$(VENV)/.ready-gpu: $(VENV)/.ready
+	$(PIP) uninstall --quiet --yes faiss-cpu faiss-gpu-cu12
+	$(PIP) install --quiet --constraint constraints.txt faiss-gpu-cu12
+	touch $@
+
+.PHONY: demo
+demo: $(READY) ## Make a small world with planted junk and curate it (OUT=warren-demo)
+	$(BIN)/warren demo --out '$(or $(OUT),warren-demo)' --executor $(EXECUTOR)
+
+##@ Curate: RECIPE=recipe.yaml OUT=runs/mine
+
+.PHONY: run
+run: $(READY) ## Run every stage of a recipe, or go on with a run
+	$(call need,RECIPE OUT)
+	$(BIN)/warren run '$(RECIPE)' --out '$(OUT)' --executor $(EXECUTOR) $(SETS)
+
+.PHONY: $(STAGES)
+$(STAGES): $(READY) ## Run up to this stage; what is finished is reused
+	$(call need,RECIPE OUT)
+	$(BIN)/warren run '$(RECIPE)' --out '$(OUT)' --to $@ --executor $(EXECUTOR) $(SETS)
+
+##@ Ask: OUT=runs/mine
+
+.PHONY: plan
+plan: $(READY) ## What a run would reuse, go on with and make (RECIPE=, OUT= to compare with)
+	$(call need,RECIPE)
+	$(BIN)/warren plan '$(RECIPE)' $(if $(OUT),--out '$(OUT)') $(SETS)
+
+.PHONY: status funnel check
+status: $(READY) ## How far a run is; also while it runs and after a crash
+funnel: $(READY) ## What each stage kept and dropped, and why
+check: $(READY) ## Read everything again and check every invariant
+status funnel check:
+	$(call need,OUT)
+	$(BIN)/warren $@ '$(OUT)'
+
+.PHONY: why
+why: $(READY) ## One sample's story (KEY= its key or uid)
+	$(call need,OUT KEY)
+	$(BIN)/warren why '$(OUT)' '$(KEY)'
+
+##@ Ray
+
+.PHONY: ray-up
+ray-up: $(READY) ## Start a Ray cluster on this machine and print its ADDRESS
+	$(BIN)/python -m pipelines.cluster up
+
+.PHONY: submit
+submit: $(READY) ## Run RECIPE= as a Ray job (OUT=, ADDRESS=http://host:8265; default: ray-up's)
+	$(call need,RECIPE OUT)
+	$(BIN)/python -m pipelines.cluster submit '$(RECIPE)' --out '$(OUT)' \
+	  $(if $(ADDRESS),--address '$(ADDRESS)') $(SETS)
+
+.PHONY: ray-down
+ray-down: $(READY) ## End the cluster that ray-up started, and nothing else
+	$(BIN)/python -m pipelines.cluster down
+
+##@ Develop
+
+.PHONY: test
+test: $(READY) ## Run the tests that CI runs (ARGS="-k name" goes to pytest)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(READY) ## Run the long proofs
+	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## Sort imports and format
+	$(BIN)/ruff check --fix-only --select I .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(READY) ## Time Warren beside its alternatives (BENCH=one file)
+	for file in $(BENCH); do echo "== $$file"; $(BIN)/python "$$file"; done
+
+.PHONY: demo-models
+demo-models: $(READY) ## Train the demo's small CLIP anew, half an hour on 2 cores
+	$(BIN)/python -m pipelines.demo.train_model --out pipelines/demo/model
+
+.PHONY: wheel
+wheel: $(READY) ## Build dist/warren-*.whl
+	rm -rf build # else files deleted since the last build would be packed again
+	$(BIN)/python -m build --wheel --no-isolation
+
+.PHONY: clean
+clean: ## Remove caches and build outputs; runs and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find manifests curate train pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +

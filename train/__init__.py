@@ -1,0 +1,1 @@
+"""The compact trainer: learns a small vision-language model from what Warren selected."""

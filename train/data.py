@@ -1,0 +1,53 @@
+"""Samples of assembled shards, found through TRAIN_INDEX and read by offset: no tar is unpacked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manifests import paths, store
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSample:
+    """One row of instruction or caption data: LLaVA-format conversation and the image's bytes."""
+
+    uid: int
+    row: Mapping[str, Any]
+    image: bytes | None
+
+
+def read_index(directory: str) -> list[dict[str, Any]]:
+    """Return the TRAIN_INDEX rows of an assembled directory, in shard order."""
+    names = paths.shard_order(
+        n for n in paths.list_names(directory, ".parquet") if n.startswith("part-")
+    )
+    return [
+        row for name in names for row in store.read_table(paths.join(directory, name)).to_pylist()
+    ]
+
+
+def read_samples(directory: str) -> Iterator[TrainSample]:
+    """Yield every sample of an assembled directory, in shard order."""
+    for entry in read_index(directory):
+        yield read_sample(directory, entry)
+
+
+def read_sample(directory: str, entry: Mapping[str, Any]) -> TrainSample:
+    """Return the sample of one TRAIN_INDEX row.
+
+    Raises: ValueError when the bytes at the offset are no JSON: the index belongs to other shards.
+    """
+    shard = paths.join(directory, entry["shard"])
+    text = _pread(shard, entry["json_offset"], entry["json_size"])
+    image = (
+        _pread(shard, entry["image_offset"], entry["image_size"]) if entry["has_image"] else None
+    )
+    return TrainSample(entry["uid"], json.loads(text), image)
+
+
+def _pread(path: str, offset: int, size: int) -> bytes:
+    fs, local = paths.filesystem(path)
+    return bytes(fs.cat_file(local, start=offset, end=offset + size))
