@@ -1,9 +1,9 @@
 """Every error Warren raises on purpose.
 
-    WarrenError
-    ├── UserError       the person who runs Warren can fix it: exit code 2
-    ├── StageFailed     a stage could not account for or finish all of its work: exit code 1
-    └── PartDamaged     a finished file is missing, cut or changed: found by a re-read, exit code 1
+WarrenError
+├── UserError       the person who runs Warren can fix it: exit code 2
+├── StageFailed     a stage could not account for or finish all of its work: exit code 1
+└── PartDamaged     a finished file is missing, cut or changed: found by a re-read, exit code 1
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class UserError(WarrenError):
 
 
 class StageFailed(WarrenError):
-    """A stage has failed items, lost rows or too many quarantined rows; nothing was recorded as finished."""
+    """A stage has failed items, lost rows or too many quarantined rows; it is not recorded."""
 
 
 class PartDamaged(WarrenError):

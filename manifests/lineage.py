@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from manifests import paths
-from manifests.errors import UserError
+from manifests.errors import PartDamaged, UserError
 from manifests.ledger import QUARANTINE_PREFIX
 from manifests.work import StageDir
 
@@ -84,14 +84,14 @@ def fates(chain: Mapping[str, StageDir]) -> pl.DataFrame:
         [
             pl.DataFrame(schema={"uid": pl.UInt64, "key": pl.String}),
             *(
-                _scan(path).select("uid", "key").collect()
+                _collected(path, _scan(path).select("uid", "key"))
                 for path in [*ingest.files(), *ingest.files("quarantine")]
             ),
         ]
     )
     lost = pl.concat(
         [
-            _scan(path).filter(~pl.col("keep")).select("uid", "stage", "reason").collect()
+            _collected(path, _scan(path).filter(~pl.col("keep")).select("uid", "stage", "reason"))
             for directory in chain.values()
             for path in directory.verdict_files()
         ]
@@ -106,7 +106,7 @@ def fates(chain: Mapping[str, StageDir]) -> pl.DataFrame:
 def find(files: list[str], uid: int) -> dict[str, Any] | None:
     """Return the row with this uid in some parquet parts, or None."""
     for path in files:
-        found = _scan(path).filter(pl.col("uid") == pl.lit(uid, pl.UInt64)).collect()
+        found = _collected(path, _scan(path).filter(pl.col("uid") == pl.lit(uid, pl.UInt64)))
         if found.height:
             return found.row(0, named=True)
     return None
@@ -167,7 +167,8 @@ def _uids_of_key(chain: Mapping[str, StageDir], key: str) -> list[int]:
     ingest = chain["ingest"]
     found: set[int] = set()
     for path in [*ingest.files(), *ingest.files("quarantine")]:
-        found |= set(_scan(path).filter(pl.col("key") == key).collect()["uid"].to_list())
+        rows = _collected(path, _scan(path).filter(pl.col("key") == key))
+        found |= set(rows["uid"].to_list())
     return sorted(found)
 
 
@@ -179,7 +180,17 @@ def _uid_if_known(chain: Mapping[str, StageDir], name: str) -> list[int]:
 
 def _scan(path: str) -> pl.LazyFrame:
     fs, local = paths.filesystem(path)
-    return pl.scan_parquet(local) if paths.is_local(path) else pl.read_parquet(fs.open(local)).lazy()
+    # without glob=False a folder with brackets in its name would be a pattern
+    if paths.is_local(path):
+        return pl.scan_parquet(local, glob=False)
+    return pl.read_parquet(fs.open(local)).lazy()
+
+
+def _collected(path: str, frame: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return frame.collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise PartDamaged(f"{path} cannot be read: {error}") from error
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,17 @@ def resolve_resource(path: str) -> str:
     return join(folders[0], path.removeprefix(RESOURCE_SCHEME)) if folders else path
 
 
+def absolute(pattern: str) -> str:
+    """Return the pattern with each local path in it absolute: a worker may run in another folder.
+
+    Example: "data/{0..9}.tar::s3://b/c" -> "/home/me/data/{0..9}.tar::s3://b/c"
+    Raises: UserError as `filesystem`.
+    """
+    if pattern.startswith(RESOURCE_SCHEME):
+        return pattern
+    return "::".join(_anchored(piece) for piece in pattern.split("::"))
+
+
 def is_local(path: str) -> bool:
     """Tell whether the path is on this machine's own filesystem (mmap, pread and rename work)."""
     return _is_local_fs(filesystem(path)[0])
@@ -208,7 +219,7 @@ def _expand_one(piece: str, suffix: str) -> list[str]:
 
 
 def _common_folder(found: list[str]) -> str:
-    starts = {start.group() if (start := _ROOT.match(path)) else "" for path in found}
+    starts = {root.group() if (root := _ROOT.match(path)) else "" for path in found}
     if len(starts) > 1:
         raise UserError(
             f"The shards lie on several filesystems: {', '.join(sorted(starts))}.",

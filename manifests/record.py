@@ -14,7 +14,7 @@ from functools import reduce
 from importlib import metadata
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manifests import paths, store
 from manifests.errors import StageFailed
@@ -24,7 +24,7 @@ from manifests.work import RECORD, StageDir
 
 DIRECTORY_DIGITS = 8
 LATEST = "latest.json"
-_LIBRARIES = ("numpy", "pyarrow", "polars", "torch", "faiss-cpu", "open-clip-torch", "pillow", "ray")
+_LIBRARIES = ("numpy", "pyarrow", "polars", "torch", "faiss-cpu", "faiss-gpu-cu12", "open-clip-torch", "pillow", "ray")
 
 
 def canonical_json(value: Any) -> str:
@@ -112,16 +112,21 @@ def write_record(directory: StageDir, record: Mapping[str, Any]) -> None:
     store.write_json(directory.path, RECORD, record)
 
 
-def read_latest(out: str) -> dict[str, StageDir]:
-    """Return the newest chain of stages of a run directory, in run order."""
+def read_latest(out: str, which: Literal["stages", "planned"] = "stages") -> dict[str, StageDir]:
+    """Return the newest chain of stages of a run directory, in run order.
+
+    Args: which: "stages" are the finished ones, "planned" those that the last run set out to make.
+    """
     found = store.read_json(paths.join(out, LATEST))
-    names = found["stages"] if isinstance(found, dict) else []
+    names = found[which] if isinstance(found, dict) else []
     return {n.rsplit("-", 1)[0]: StageDir(n.rsplit("-", 1)[0], paths.join(out, n)) for n in names}
 
 
-def write_latest(out: str, chain: Sequence[StageDir]) -> None:
-    """Write latest.json: the directories of the newest run, in run order."""
-    store.write_json(out, LATEST, {"stages": [paths.name_of(stage.path) for stage in chain]})
+def write_latest(out: str, chain: Sequence[StageDir], *, planned: Sequence[StageDir]) -> None:
+    """Write latest.json: the newest finished directories, and those of the last run, in run order."""
+    named = {"stages": chain, "planned": planned}
+    value = {key: [paths.name_of(stage.path) for stage in found] for key, found in named.items()}
+    store.write_json(out, LATEST, value)
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,9 @@ SAMPLES = pa.schema(
         _field("width", pa.uint32(), null=True),
         _field("height", pa.uint32(), null=True),
         _field("image_sha256", pa.binary(32), null=True),
-        _field("image_format", pa.string(), null=True),  # as the shard's member is named: jpg, png, ...
+        _field(
+            "image_format", pa.string(), null=True
+        ),  # as the shard's member is named: jpg, png, ...
         _field("similarity", pa.float64(), null=True),  # as published with the source
         _field("punsafe", pa.float64(), null=True),
         _field("pwatermark", pa.float64(), null=True),
@@ -47,7 +49,9 @@ VECTORS = pa.schema(
         _field("key", pa.string()),
         _field("caption", pa.string()),
         _field("clip_score", pa.float64()),
-        _field("row", pa.uint32()),  # row of img_emb_%04d.npy and text_emb_%04d.npy beside this file
+        _field(
+            "row", pa.uint32()
+        ),  # row of img_emb_%04d.npy and text_emb_%04d.npy beside this file
     ]
 )
 

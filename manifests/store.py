@@ -15,18 +15,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from tokenize import TokenError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import PartDamaged, UserError
 from manifests.paths import filesystem, is_local, join
 
-Content = pa.Table | np.ndarray | bytes | Callable[[BinaryIO], None]
+Content: TypeAlias = pa.Table | npt.NDArray[Any] | bytes | Callable[[BinaryIO], None]
 
 ROW_GROUP_ROWS = 1 << 17
+BAD_PARQUET = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged parquet file raises: OSError for a page, ValueError for a column's name."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
@@ -131,11 +134,11 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         with fs.open(local, "rb") as file:
             return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:  # a cut page is an OSError, a cut file is not
+    except BAD_PARQUET as error:
         raise PartDamaged(f"{path} cannot be read: {error}") from error
 
 
-def read_array(path: str) -> np.ndarray:
+def read_array(path: str) -> npt.NDArray[Any]:
     """Return an npy file's array, memory-mapped when local; arrays of Python objects are refused.
 
     `numpy.load` would also take zip archives and pickles, by their content.

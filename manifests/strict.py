@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from manifests import paths
 from manifests.errors import UserError
 
 
@@ -36,6 +37,12 @@ class Strict(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise _as_user_error(cls, error, where) from error
+
+    def located(self) -> Self:
+        """Return the same config with absolute locations: a worker may run in another folder."""
+        given = {name: getattr(self, name) for name in self.location_fields}
+        found = {k: paths.absolute(v) for k, v in given.items() if isinstance(v, str)}
+        return self.model_copy(update=found)
 
     def canonical(self) -> dict[str, Any]:
         """Return the JSON-ready values that decide the result: all fields but the locations."""
@@ -73,9 +80,10 @@ def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> Use
 def _owner(cls: type[Strict], path: list[str]) -> type[Strict]:
     for step in path:
         field = cls.model_fields.get(step)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, Strict):
-            cls = inner
+        named = field.annotation if field else None
+        for inner in (named, *get_args(named)):  # X, X | None, list[X]
+            if isinstance(inner, type) and issubclass(inner, Strict):
+                cls = inner
     return cls
 
 

@@ -182,7 +182,10 @@ def missing_files(directory: StageDir, marker: Mapping[str, Any]) -> list[str]:
 def must_be_whole(directory: StageDir, record: Mapping[str, Any]) -> None:
     """Check that a finished stage still has every file of its record. Raises: PartDamaged."""
     for part in record["parts"]:
+        marker = f"{MARKERS}/{part['item']}.json"
         lost = missing_files(directory, part)
+        if paths.size_of(paths.join(directory.path, marker)) is None:
+            lost.append(marker)  # later stages learn from the markers which parts there are
         if lost:
             raise PartDamaged(
                 f"{paths.join(directory.path, lost[0])} is missing or cut, but its stage is recorded "
