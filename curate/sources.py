@@ -1,0 +1,138 @@
+"""The ingest stage: what comes in, as SAMPLES with fixed uids.
+
+    webdataset, img2dataset   tar shards of image + caption    -> curate/media/tar_source.py
+    clip_retrieval            published CLIP embeddings         -> curate/vectors/published.py
+
+`shard_index` is a shard's position in the source's list (numeric suffix, then name), so a shard
+appended later is numbered on and no other uid changes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from manifests import paths
+from manifests.strict import Strict
+from manifests.work import Item, Output, View, part_name
+
+SOURCE_SUFFIX = {"webdataset": ".tar", "img2dataset": ".tar", "clip_retrieval": ".npy"}
+
+
+class SourceConfig(Strict):
+    """Where the pairs come from."""
+
+    location_fields: ClassVar[frozenset[str]] = frozenset({"path"})
+
+    kind: Literal["webdataset", "img2dataset", "clip_retrieval"]
+    """The layout of the files."""
+    path: str = Field(min_length=1)
+    """Folder, glob, braces or "::" list of tar shards; for clip_retrieval the folder that holds
+    img_emb/, text_emb/ and metadata/. Relative to the folder where the command runs."""
+    name: str | None = None
+    """Written into the SAMPLES column `source`; None means the kind."""
+    shards_per_part: int = Field(default=1, ge=1)
+    """Shards that make one part, the unit of work and retry; raise it for many small shards."""
+    hash_images: bool = False
+    """Fill image_sha256 by reading every image's bytes (tar sources only)."""
+
+    @property
+    def is_embeddings(self) -> bool:
+        """Whether the source brings embeddings instead of images."""
+        return self.kind == "clip_retrieval"
+
+    @property
+    def label(self) -> str:
+        """The SAMPLES column `source`."""
+        return self.name or self.kind
+
+
+def source_of(view: View) -> SourceConfig:
+    """Return the view's source. Raises: TypeError when the run gave something else."""
+    if not isinstance(view.source, SourceConfig):
+        raise TypeError(f"not a source: {view.source!r}")
+    return view.source
+
+
+@lru_cache(maxsize=8)
+def shards_of(source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    """Return (root, shard names below it in shard order) of a source."""
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        return published.shards(source.path)
+    root, names = paths.expand(source.path, suffix=SOURCE_SUFFIX[source.kind])
+    return root, tuple(names)
+
+
+def root_of(view: View) -> str:
+    """Return the folder to which the SAMPLES column `shard` is relative."""
+    return shards_of(source_of(view))[0]
+
+
+def identity(source: SourceConfig) -> list[list[Any]]:
+    """Return [name, size, modification time] of each file read: a changed file is another input.
+
+    Lists the source anew; later calls in this process use that list.
+    """
+    shards_of.cache_clear()
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        published.forget_listing()
+    root, names = shards_of(source)
+    return [[name, *_stat(paths.join(root, name))] for name in _identity_names(source, root, names)]
+
+
+def plan(view: View) -> list[Item]:
+    """One item per part: `shards_per_part` consecutive shards."""
+    source = source_of(view)
+    root, names = shards_of(source)
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        published.check_files(root, names)
+    step = source.shards_per_part
+    starts = range(0, len(names), step)
+    return [_item(root, names[i : i + step], part, i) for part, i in enumerate(starts)]
+
+
+def work(view: View, item: Item) -> Output:
+    """Scan one part's shards."""
+    source = source_of(view)
+    root = root_of(view)
+    shards = list(enumerate(item.payload["shards"], start=item.payload["first_shard_index"]))
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        return published.ingest_part(source, root, item.payload["part"], shards)
+    from curate.media import tar_source
+
+    return tar_source.ingest_part(source, root, item.payload["part"], shards)
+
+
+def _item(root: str, names: tuple[str, ...], part: int, first: int) -> Item:
+    payload = {"part": part, "first_shard_index": first, "shards": list(names)}
+    cost = float(sum(paths.size_of(paths.join(root, name)) or 0 for name in names))
+    return Item(part_name(part), payload, cost)
+
+
+def _identity_names(source: SourceConfig, root: str, names: tuple[str, ...]) -> list[str]:
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        return [one for name in names for one in published.companions(root, name)]
+    companions = [name.removesuffix(".tar") + ".parquet" for name in names]
+    return [*names, *companions]
+
+
+def _stat(path: str) -> list[Any]:
+    fs, local = paths.filesystem(path)
+    try:
+        info = fs.info(local)
+    except FileNotFoundError:
+        return [None, None]
+    stamp = next((info[key] for key in ("ETag", "mtime", "LastModified", "updated") if key in info), None)
+    return [info["size"], None if stamp is None else str(stamp)]
