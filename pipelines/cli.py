@@ -1,0 +1,194 @@
+"""The command line. stdout is the result, stderr is progress; exit 0 ok, 1 bug or failed stage,
+2 something the user can mend, said as what, why and fix.
+
+Nothing heavy is imported here: each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from manifests.errors import UserError, WarrenError
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+
+_out = click.argument("out", metavar="DIR")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe value, e.g. dedup.keep=far. Repeatable.",
+)
+
+
+class _Group(click.Group):
+    """Turns our errors into exit codes, in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _stop(str(error), EXIT_USER_ERROR)
+        except WarrenError as error:
+            _stop(str(error), EXIT_FAILED)
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    raise SystemExit(code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="warren", prog_name="warren")
+def main() -> None:
+    """Condense image-text pairs into a coreset, exactly, and tell the fate of every sample."""
+
+
+@main.command()
+@click.argument("recipe")
+@click.option(
+    "--out", required=True, metavar="DIR", help="Run directory; finished stages in it are reused."
+)
+@click.option("--to", "until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+@_set
+def run(
+    recipe: str, out: str, until: str | None, executor: str, overrides: tuple[str, ...]
+) -> None:
+    """Run a recipe, or go on with a run.
+
+    Example: warren run pipelines/recipes/laion_tars.yaml --out runs/mine --to filter
+    """
+    from pipelines import ask
+    from pipelines.launch import run_recipe
+    from pipelines.recipe import load
+    from pipelines.show import funnel_table
+
+    chain = run_recipe(load(recipe, overrides), out, until=until, executor=executor)
+    click.echo(funnel_table(ask.funnel(chain)))
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--out", metavar="DIR", help="Run directory to compare with: what is finished there?")
+@_set
+@_json
+def plan(recipe: str, out: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print what a run would reuse, go on with and make, without running anything.
+
+    Example: warren plan recipe.yaml --out runs/mine --set dedup.similarity_above=0.9
+    """
+    from pipelines import ask
+    from pipelines.recipe import load
+    from pipelines.show import status_table
+
+    rows = [one.as_json() for one in ask.plan(load(recipe, overrides), out)]
+    _answer(rows, as_json, status_table)
+
+
+@main.command()
+@_out
+@_json
+def status(out: str, as_json: bool) -> None:
+    """Print how far a run is, from its files: also while it runs and after a crash.
+
+    Example: warren status runs/mine
+    """
+    from pipelines import ask
+    from pipelines.show import status_table
+
+    _answer([one.as_json() for one in ask.status(out)], as_json, status_table)
+
+
+@main.command()
+@_out
+@_json
+def funnel(out: str, as_json: bool) -> None:
+    """Print what each stage kept and dropped, and why; exit 1 if the accounts do not add up.
+
+    Example: warren funnel runs/mine --json
+    """
+    from pipelines import ask
+    from pipelines.show import funnel_table
+
+    rows = ask.funnel(ask.chain_of(out))
+    _answer(rows, as_json, funnel_table)
+    if not ask.adds_up(rows):
+        _stop("the accounts do not add up; run `warren check`", EXIT_FAILED)
+
+
+@main.command()
+@_out
+@click.argument("name", metavar="KEY|UID")
+@_json
+def why(out: str, name: str, as_json: bool) -> None:
+    """Tell one sample's story: each stage's verdict, the reason, and the row it lost to.
+
+    Example: warren why runs/mine 000120034
+    """
+    from manifests.lineage import why as stories_of
+    from pipelines import ask
+    from pipelines.show import story_text
+
+    stories = [one.as_json() for one in stories_of(ask.chain_of(out), name)]
+    _answer(stories, as_json, lambda found: "\n\n".join(story_text(one) for one in found))
+
+
+@main.command()
+@_out
+@_json
+def check(out: str, as_json: bool) -> None:
+    """Read everything again and check every invariant; exit 1 if one is broken.
+
+    Example: warren check runs/mine
+    """
+    from dataclasses import asdict
+
+    from manifests.checks import check as findings_of
+    from pipelines import ask
+    from pipelines.show import findings_table
+
+    findings = [asdict(one) for one in findings_of(out, ask.chain_of(out))]
+    _answer(findings, as_json, findings_table)
+    if not all(one["holds"] for one in findings):
+        _stop("an invariant is broken", EXIT_FAILED)
+
+
+@main.command()
+@click.option("--out", default="warren-demo", show_default=True, metavar="DIR")
+@click.option("--pairs", default=12_000, show_default=True, help="Size of the made world.")
+@click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
+def demo(out: str, pairs: int, executor: str) -> None:
+    """Make a small world of image-text shards with planted junk and curate it, in minutes.
+
+    Example: warren demo --out /tmp/warren-demo
+    """
+    from pipelines.demo.show import run_demo
+
+    run_demo(out, num_pairs=pairs, executor=executor, say=click.echo)
+
+
+def _answer(rows: Any, as_json: bool, table: Callable[[Any], str]) -> None:
+    text = json.dumps(rows, indent=1, ensure_ascii=False) if as_json else table(rows)
+    click.echo(text)
+
+
+def run_cli(words: Sequence[str]) -> int:
+    """Run the command line in this process and return its exit code (for a submitted job)."""
+    try:
+        main(args=list(words), standalone_mode=True)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""Answers as text for a terminal or a log: rich tables without colours when piped."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_WIDTH = 120
+_FIGURE = re.compile(r"[-\d.,%?]*")
+
+
+def table_text(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; columns of figures are right-aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for at, head in enumerate(heads):
+        is_figures = bool(rows) and all(_FIGURE.fullmatch(row[at]) for row in rows)
+        table.add_column(head, justify="right" if is_figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_printable, row))
+    sink = io.StringIO()
+    console = Console(file=sink, width=_WIDTH, markup=False, highlight=False, emoji=False)
+    console.print(table, markup=False)
+    lines = (line.rstrip() for line in sink.getvalue().splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def funnel_table(rows: Sequence[Row]) -> str:
+    """Return the funnel: one line per stage."""
+    first = max(rows[0]["rows_in"], 1) if rows else 1
+    body = [
+        (
+            row["stage"],
+            f"{row['rows_in']:,}",
+            f"{row['kept']:,}",
+            f"{row['kept'] / first:.1%}",
+            f"{row['seconds']:.1f}",
+            _reasons(row),
+        )
+        for row in rows
+    ]
+    return table_text("funnel", ("stage", "in", "kept", "of all", "s", "lost to"), body)
+
+
+def status_table(rows: Sequence[Row]) -> str:
+    """Return one line per stage: its state and how many items are done."""
+    body = [
+        (
+            row["stage"],
+            row["state"],
+            str(row["items_done"]),
+            "?" if row["items"] is None else str(row["items"]),
+            f"{row['rows_in']:,}",
+            f"{row['kept']:,}",
+            row["directory"],
+        )
+        for row in rows
+    ]
+    heads = ("stage", "state", "items done", "of", "rows in", "kept", "directory")
+    return table_text("stages", heads, body)
+
+
+def findings_table(rows: Sequence[Row]) -> str:
+    """Return one line per invariant."""
+    body = [
+        (row["stage"], "ok" if row["holds"] else "BROKEN", row["rule"], row["detail"])
+        for row in rows
+    ]
+    return table_text("invariants", ("stage", "", "rule", "seen"), body)
+
+
+def story_text(story: Row) -> str:
+    """Return one sample's story, a line per stage."""
+    sample = story["sample"]
+    lines = [
+        f"{_printable(story['key'])} (uid {story['uid']}): {story['fate']}",
+        *(
+            f"  {name:<8} {_shortened(str(sample[name]))}"
+            for name in ("shard", "caption", "url")
+            if sample.get(name)
+        ),
+    ]
+    return "\n".join([*lines, *(_step_text(step) for step in story["steps"])])
+
+
+def _step_text(step: Row) -> str:
+    words = [step["fate"]]
+    if step["reason"]:
+        words.append(step["reason"])
+    if "score" in step:
+        against = f" against {step['cutoff']:.6g}" if "cutoff" in step else ""
+        words.append(f"({step['score']:.6g}{against})")
+    if "evidence_uid" in step:
+        winner = _printable(step.get("evidence_key") or "?")
+        words.append(f"lost to {winner} (uid {step['evidence_uid']})")
+    shown = {"fate", "reason", "stage", "score", "cutoff", "evidence_uid", "evidence_key"}
+    words += [f"{k} {_figure(v)}" for k, v in step.items() if k not in shown]
+    return f"  {step['stage']:<8} {' '.join(words)}"
+
+
+def _reasons(row: Row) -> str:
+    lost = {**row["dropped"], **{f"quarantine {k}": n for k, n in row["quarantined"].items()}}
+    ranked = sorted(lost.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{reason} {num:,}" for reason, num in ranked)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Return the text without what could steer a terminal: captions come from strangers."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _shortened(text: str, limit: int = 100) -> str:
+    flat = _printable(" ".join(text.split()))
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
