@@ -10,43 +10,13 @@ appended later is numbered on and no other uid changes.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import Field
-
+from curate.source_config import SourceConfig
 from manifests import paths
-from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
 
 SOURCE_SUFFIX = {"webdataset": ".tar", "img2dataset": ".tar", "clip_retrieval": ".npy"}
-
-
-class SourceConfig(Strict):
-    """Where the pairs come from."""
-
-    location_fields: ClassVar[frozenset[str]] = frozenset({"path"})
-
-    kind: Literal["webdataset", "img2dataset", "clip_retrieval"]
-    """The layout of the files."""
-    path: str = Field(min_length=1)
-    """Folder, glob, braces or "::" list of tar shards; for clip_retrieval the folder that holds
-    img_emb/, text_emb/ and metadata/. Relative to the folder where the command runs."""
-    name: str | None = None
-    """Written into the SAMPLES column `source`; None means the kind."""
-    shards_per_part: int = Field(default=1, ge=1)
-    """Shards that make one part, the unit of work and retry; raise it for many small shards."""
-    hash_images: bool = False
-    """Fill image_sha256 by reading every image's bytes (tar sources only)."""
-
-    @property
-    def is_embeddings(self) -> bool:
-        """Whether the source brings embeddings instead of images."""
-        return self.kind == "clip_retrieval"
-
-    @property
-    def label(self) -> str:
-        """The SAMPLES column `source`."""
-        return self.name or self.kind
 
 
 def source_of(view: View) -> SourceConfig:
@@ -134,5 +104,7 @@ def _stat(path: str) -> list[Any]:
         info = fs.info(local)
     except FileNotFoundError:
         return [None, None]
-    stamp = next((info[key] for key in ("ETag", "mtime", "LastModified", "updated") if key in info), None)
+    stamp = next(
+        (info[key] for key in ("ETag", "mtime", "LastModified", "updated") if key in info), None
+    )
     return [info["size"], None if stamp is None else str(stamp)]

@@ -1,10 +1,10 @@
 """The invariants of a run directory, checked by reading everything again.
 
-    every file has the size and SHA-256 of its marker, and the record says the same; each stage was
-    made from the stages before it and judged exactly the rows that the last of them kept, each once;
-    the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples
-    are ingest's kept rows and the quarantine tables each stage's quarantined ones; the coreset is
-    the select stage's kept rows, sorted by uid.
+every file has the size and SHA-256 of its marker, and the record says the same; each stage was
+made from the stages before it and judged exactly the rows that the last of them kept, each once;
+the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples
+are ingest's kept rows and the quarantine tables each stage's quarantined ones; the coreset is
+the select stage's kept rows, sorted by uid.
 """
 
 from __future__ import annotations
@@ -149,6 +149,4 @@ def _coreset(out: str, select: StageDir) -> Iterator[Finding]:
 
 
 def _shown(counts: Tally) -> str:
-    return (
-        f"{counts.rows_in} = {counts.kept} + {counts.num_dropped} + {counts.num_quarantined}"
-    )
+    return f"{counts.rows_in} = {counts.kept} + {counts.num_dropped} + {counts.num_quarantined}"

@@ -105,7 +105,7 @@ def size_of(path: str) -> int | None:
 
 
 def list_names(folder: str, suffix: str = "") -> list[str]:
-    """Return the sorted names of files in a folder that end with `suffix`; [] when it is missing."""
+    """Return the sorted names of a folder's files that end with `suffix`; [] when it is missing."""
     fs, local = filesystem(folder)
     fs.invalidate_cache()
     try:
@@ -117,7 +117,7 @@ def list_names(folder: str, suffix: str = "") -> list[str]:
 
 
 def _is_file(fs: Any, entry: Mapping[str, Any]) -> bool:
-    """Tell whether a listed entry is a file; a link counts, also a broken one, which is no silence."""
+    """Tell whether a listed entry is a file; a link counts, even a broken one: no silence."""
     if entry.get("islink"):
         return not fs.isdir(entry["name"])
     return bool(entry["type"] == "file")

@@ -24,7 +24,17 @@ from manifests.work import RECORD, StageDir
 
 DIRECTORY_DIGITS = 8
 LATEST = "latest.json"
-_LIBRARIES = ("numpy", "pyarrow", "polars", "torch", "faiss-cpu", "faiss-gpu-cu12", "open-clip-torch", "pillow", "ray")
+_LIBRARIES = (
+    "numpy",
+    "pyarrow",
+    "polars",
+    "torch",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
+    "open-clip-torch",
+    "pillow",
+    "ray",
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -59,7 +69,9 @@ def total(markers: Sequence[Mapping[str, Any]]) -> Tally:
     return reduce(add, (Tally.from_json(marker["counts"]) for marker in markers), Tally())
 
 
-def check_accounts(stage: str, counts: Tally, *, rows_in: int | None, max_quarantine: float) -> None:
+def check_accounts(
+    stage: str, counts: Tally, *, rows_in: int | None, max_quarantine: float
+) -> None:
     """Check that every input row has one fate, and that few enough were bad.
 
     Args: rows_in: rows that the stage before kept, or None for the first stage;
@@ -68,13 +80,15 @@ def check_accounts(stage: str, counts: Tally, *, rows_in: int | None, max_quaran
     """
     if not counts.adds_up or (rows_in is not None and counts.rows_in != rows_in):
         raise StageFailed(
-            f"{stage}: the accounts do not add up: {rows_in} rows expected, {counts.rows_in} judged = "
-            f"{counts.kept} kept + {counts.num_dropped} dropped + {counts.num_quarantined} quarantined."
+            f"{stage}: the accounts do not add up: {rows_in} rows expected, {counts.rows_in} "
+            f"judged = {counts.kept} kept + {counts.num_dropped} dropped + "
+            f"{counts.num_quarantined} quarantined."
         )
     if counts.num_quarantined > max_quarantine * counts.rows_in:
         raise StageFailed(
             f"{stage}: {counts.num_quarantined} of {counts.rows_in} rows are quarantined, above "
-            f"max_quarantine_fraction {max_quarantine}: {dict(sorted(counts.quarantined.items()))}. "
+            f"max_quarantine_fraction {max_quarantine}: "
+            f"{dict(sorted(counts.quarantined.items()))}. "
             "Look at the quarantine tables; if these losses are acceptable, raise "
             "max_quarantine_fraction in the recipe and run again: finished parts are kept."
         )
@@ -100,7 +114,9 @@ def build_record(
         "inputs": dict(inputs),
         **total(markers).as_json(),
         "notes": {m["item"]: m["notes"] for m in markers if m["notes"]},
-        "parts": [{"item": m["item"], "files": m["files"], "seconds": m["seconds"]} for m in markers],
+        "parts": [
+            {"item": m["item"], "files": m["files"], "seconds": m["seconds"]} for m in markers
+        ],
         "item_seconds": round(sum(m["seconds"] for m in markers), 3),
         "versions": versions(),
         **run_facts,
@@ -123,7 +139,7 @@ def read_latest(out: str, which: Literal["stages", "planned"] = "stages") -> dic
 
 
 def write_latest(out: str, chain: Sequence[StageDir], *, planned: Sequence[StageDir]) -> None:
-    """Write latest.json: the newest finished directories, and those of the last run, in run order."""
+    """Write latest.json: the newest finished directories and the last run's, in run order."""
     named = {"stages": chain, "planned": planned}
     value = {key: [paths.name_of(stage.path) for stage in found] for key, found in named.items()}
     store.write_json(out, LATEST, value)
@@ -151,8 +167,12 @@ def git_commit() -> str | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(  # noqa: S603 - fixed words, no shell
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=20
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -13,7 +13,9 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO, TypeAlias
 
@@ -29,14 +31,14 @@ Content: TypeAlias = pa.Table | npt.NDArray[Any] | bytes | Callable[[BinaryIO], 
 
 ROW_GROUP_ROWS = 1 << 17
 BAD_PARQUET = (pa.ArrowException, OSError, ValueError)
-"""What reading a damaged parquet file raises: OSError for a page, ValueError for a column's name."""
+"""What reading a damaged parquet raises: OSError for a page, ValueError for a column's name."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A finished file: path relative to the stage directory, size, SHA-256 and rows (if a table)."""
+    """A finished file: path below the stage directory, size, SHA-256 and rows (if a table)."""
 
     path: str
     num_bytes: int
@@ -101,8 +103,8 @@ def append_line(path: str, line: str) -> None:
         return
     local = filesystem(path)[1]
     try:
-        os.makedirs(os.path.dirname(local), exist_ok=True)
-        with open(local, "a", encoding="utf-8", errors="backslashreplace") as file:
+        Path(local).parent.mkdir(parents=True, exist_ok=True)
+        with Path(local).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
     except OSError as error:
         if told := explained(path, error):
@@ -167,31 +169,32 @@ def sha256_of(path: str) -> str:
 def remove_temporaries(base: str, *, depth: int | None = None) -> None:
     """Delete what killed writers left in a folder; finished files are never touched.
 
+    A worker that outlives its killed driver by a moment may rename its file under our eyes.
     Args: depth: levels to look at, 1 for the folder alone; None for all.
     """
     fs, local = filesystem(base)
     for path in fs.find(local, maxdepth=depth) if fs.exists(local) else []:
         name = str(path).rsplit("/", 1)[-1]
         if name.startswith(".") and name.endswith(".tmp"):
-            fs.rm_file(path)
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
 
 
 def _write_local(path: str, content: Content) -> _Hashing:
-    local = filesystem(path)[1]
-    folder, name = os.path.split(local)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    final = Path(filesystem(path)[1])
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             sink = _Hashing(file)
             _fill(sink, content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, local)
+        temporary.replace(final)
     except BaseException:
-        _remove_if_there(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+    _sync_folder(final.parent)
     return sink
 
 
@@ -216,19 +219,12 @@ def _fill(sink: _Hashing, content: Content) -> None:
         content(sink)  # type: ignore[arg-type]
 
 
-def _sync_folder(folder: str) -> None:
+def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_if_there(path: str) -> None:
-    try:
-        os.remove(path)
-    except FileNotFoundError:
-        return
 
 
 def explained(path: str, error: OSError) -> UserError | None:

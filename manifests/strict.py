@@ -74,7 +74,9 @@ def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> Use
     name = ".".join([where, *path])
     if first["type"] == "missing":
         return UserError(f"{name} is missing.", "It has no default.", f"Add {path[-1]}: ...")
-    return UserError(f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value.")
+    return UserError(
+        f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value."
+    )
 
 
 def _owner(cls: type[Strict], path: list[str]) -> type[Strict]:

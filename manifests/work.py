@@ -145,10 +145,12 @@ def part_name(part: int) -> str:
 def commit(view: View, item: Item, output: Output, *, seconds: float) -> dict[str, Any]:
     """Write an item's files, then its marker, and return the marker.
 
-    Verdicts are the part itself, or go to verdicts/ where the part is another table; quarantine rows
-    go to quarantine/. Writing the same item twice is harmless: the bytes are the same.
+    Verdicts are the part itself, or go to verdicts/ where the part is another table; quarantine
+    rows go to quarantine/. Writing the same item twice is harmless: the bytes are the same.
     """
-    written = [store.write(view.path, name, content) for name, content in _all_files(view, item, output)]
+    written = [
+        store.write(view.path, name, content) for name, content in _all_files(view, item, output)
+    ]
     counts = tally(output.verdicts) if output.verdicts is not None else Tally()
     marker = {
         "item": item.name,
@@ -188,8 +190,8 @@ def must_be_whole(directory: StageDir, record: Mapping[str, Any]) -> None:
             lost.append(marker)  # later stages learn from the markers which parts there are
         if lost:
             raise PartDamaged(
-                f"{paths.join(directory.path, lost[0])} is missing or cut, but its stage is recorded "
-                f"as finished. Delete {directory.path} and run again to make it anew."
+                f"{paths.join(directory.path, lost[0])} is missing or cut, but its stage is "
+                f"recorded as finished. Delete {directory.path} and run again to make it anew."
             )
 
 

@@ -1,6 +1,6 @@
 """Recipes: one YAML file holds every number of a run; unknown keys are refused.
 
-    warren run pipelines/recipes/demo.yaml --out runs/demo --set dedup.similarity_above=0.9
+warren run pipelines/recipes/demo.yaml --out runs/demo --set dedup.similarity_above=0.9
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from curate.sources import SourceConfig
+from curate.source_config import SourceConfig
 from manifests import paths, store
 from manifests.errors import UserError
 from manifests.strict import Strict, unknown_key
@@ -84,7 +84,9 @@ def parse(values: Mapping[str, Any]) -> Recipe:
         if name not in known:
             raise unknown_key(str(name), known, where="recipe")
     if "source" not in values:
-        raise UserError("recipe.source is missing.", "It says where the pairs are.", "Add source: ...")
+        raise UserError(
+            "recipe.source is missing.", "It says where the pairs are.", "Add source: ..."
+        )
     source = SourceConfig.load(values["source"], where="recipe.source")
     configs: dict[str, Strict] = {"ingest": source}
     for name, stage in STAGES.items():
@@ -104,7 +106,8 @@ def config_class(stage: Stage) -> type[Strict]:
 def read_yaml(path: str) -> dict[str, Any]:
     """Return a YAML file's mapping. Raises: UserError when it is missing or not a mapping."""
     try:
-        values = yaml.load(store.read_bytes(paths.resolve_resource(path)), Loader=_NoDuplicates)
+        text = store.read_bytes(paths.resolve_resource(path))
+        values = yaml.load(text, Loader=_NoDuplicates)  # noqa: S506 - it is a SafeLoader
     except FileNotFoundError as error:
         raise UserError(f"Recipe {path!r} does not exist.", "", "Check the path.") from error
     except OSError as error:

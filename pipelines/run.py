@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -164,7 +165,9 @@ def _failed(stage: str, failures: Sequence[Failed[Item]], num_items: int) -> Sta
     ]
     more = len(failures) - len(shown)
     shown += [f"  and {more} more; every traceback is in events.jsonl"] if more else []
-    head = f"{stage}: {len(failures)} of {num_items} items failed; the others are finished and kept."
+    head = (
+        f"{stage}: {len(failures)} of {num_items} items failed; the others are finished and kept."
+    )
     return StageFailed("\n".join([head, *shown]))
 
 
@@ -225,14 +228,14 @@ def _directories(links: Sequence[Link]) -> list[StageDir]:
 
 @contextmanager
 def _locked(out: str) -> Iterator[None]:
-    """Keep a second run out of a local run directory; the lock goes with the process, even killed."""
+    """Keep a second run out of a local run directory; the lock dies with the process."""
     if not paths.is_local(out):
         yield
         return
-    folder = paths.filesystem(out)[1]
+    folder = Path(paths.filesystem(out)[1])
     try:
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "a+b", buffering=0)  # noqa: SIM115
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"--out {out!r} cannot be used.", f"{error}.", "Choose another.") from error
     with file:

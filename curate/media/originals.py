@@ -13,23 +13,26 @@ Place = tuple[str, int, int]
 """(shard below the root, offset in bytes, size in bytes)."""
 
 
+def open_shard(root: str, shard: str) -> RangeReader:
+    """Return an open reader of a shard. Raises: UserError when the shard is gone."""
+    path = paths.join(root, shard)
+    try:
+        return RangeReader(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is gone.",
+            "Its samples were listed by the ingest stage, and their bytes are needed now.",
+            "Put the shard back, or run with a new --out to ingest what is there.",
+        ) from error
+
+
 def read_originals(root: str, places: Iterable[Place]) -> Iterator[bytes | None]:
     """Yield the bytes at each place, in order; None where the shard now ends before them.
 
-    A shard stays open while consecutive places lie in it.
-    Raises: UserError when a shard is gone.
+    A shard stays open while consecutive places lie in it. Raises: UserError when one is gone.
     """
     for shard, group in groupby(places, key=lambda place: place[0]):
-        path = paths.join(root, shard)
-        try:
-            reader = RangeReader(path)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path} is gone.",
-                "Its samples were listed by the ingest stage, and their bytes are needed now.",
-                "Put the shard back, or run with a new --out to ingest what is there.",
-            ) from error
-        with reader:
+        with open_shard(root, shard) as reader:
             yield from (_read(reader, offset, size) for _, offset, size in group)
 
 

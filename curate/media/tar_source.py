@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,11 @@ from curate.media.images import ImageError, sniff
 from curate.media.tars import BadSample, RangeReader, Span, TarSample, group_samples, scan_members
 from curate.rows.columns import clean_text, from_mapping
 from curate.rows.foreign import tame
+from curate.source_config import SourceConfig
 from manifests import ledger, paths, store
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD, SAMPLES, UID_ROW_BITS, conform
 from manifests.work import Output, part_name
-
-if TYPE_CHECKING:
-    from curate.sources import SourceConfig
 
 HEADER_BYTES = 64 * 1024
 """Enough of an image to read its size; a JPEG with a larger EXIF block is sniffed whole."""
@@ -70,7 +68,9 @@ def ingest_part(
     return Output(
         files={f"{part_name(part)}.parquet": conform(pa.Table.from_pylist(rows, SAMPLES), SAMPLES)},
         verdicts=ledger.verdicts(
-            "ingest", np.array([uid for uid, _ in verdicts], np.uint64), reasons=[reason for _, reason in verdicts]
+            "ingest",
+            np.array([uid for uid, _ in verdicts], np.uint64),
+            reasons=[reason for _, reason in verdicts],
         ),
         quarantine=ledger.quarantine([row for shard in scanned for row in shard.quarantine_rows()]),
         notes={"skipped_members": sum(shard.num_skipped for shard in scanned)},

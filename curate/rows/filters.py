@@ -86,7 +86,9 @@ def rules_of(config: FilterConfig) -> list[Rule]:
         ("pixel_std_below", config.drop_below_pixel_std, pixel_std),
     )
     rules = [Rule(reason, cut, score, drop_above=False) for reason, cut, score in below[:3] if cut]
-    rules += [Rule(reason, cut, score, drop_above=True) for reason, cut, score in above if cut is not None]
+    rules += [
+        Rule(reason, cut, score, drop_above=True) for reason, cut, score in above if cut is not None
+    ]
     if config.drop_nsfw_tags:
         rules.append(Rule("nsfw_tag", 0.5, nsfw_tag(config.drop_nsfw_tags), drop_above=True))
     rules += [Rule(reason, cut, score, drop_above=False) for reason, cut, score in below[3:] if cut]
@@ -173,6 +175,8 @@ def _measured_pixel_std(view: View, samples: pl.DataFrame) -> pl.Series:
 
 def _pixel_std_of(data: bytes | None) -> float | None:
     try:
-        return None if data is None else images.pixel_std(images.decode(data, max_pixels=MAX_PIXELS))
+        return (
+            None if data is None else images.pixel_std(images.decode(data, max_pixels=MAX_PIXELS))
+        )
     except images.ImageError:
         return None

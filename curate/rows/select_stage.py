@@ -62,7 +62,7 @@ def plan(view: View) -> list[Item]:
 
 
 def work(view: View, item: Item) -> Output:
-    """Decide on all rows; a dropped row's score is its key, its cutoff the nearest key that stayed."""
+    """Decide on all rows; score is a dropped row's key, cutoff the nearest key that stayed."""
     config = SelectConfig.model_validate(view.config)
     rows = _rows(view)
     fate = select(

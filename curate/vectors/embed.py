@@ -26,13 +26,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from curate.media.images import ImageError, decode
+from curate.media.originals import open_shard
 from curate.media.tars import RangeReader
 from curate.sources import root_of
 from curate.vectors import clip_model, exact
 from curate.vectors.clip_model import ClipModel, Pixels, Precision
 from curate.vectors.halving import Halving
 from manifests import ledger, paths
-from manifests.errors import UserError
 from manifests.schemas import VECTORS, conform
 from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
@@ -208,18 +208,8 @@ def _open_shards(root: str, shards: pl.Series, stack: ExitStack) -> Mapping[str,
 
     Raises: UserError when a shard is gone.
     """
-    readers: dict[str, RangeReader] = {}
-    for shard in shards.unique(maintain_order=True):
-        path = paths.join(root, shard)
-        try:
-            readers[shard] = stack.enter_context(RangeReader(path))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path} is gone.",
-                "Its samples were listed by the ingest stage, and their bytes are needed now.",
-                "Put the shard back, or run with a new --out to ingest what is there.",
-            ) from error
-    return readers
+    names = shards.unique(maintain_order=True)
+    return {shard: stack.enter_context(open_shard(root, shard)) for shard in names}
 
 
 def _decoded(

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.rows.columns import samples_from_columns
+from curate.source_config import SourceConfig
 from curate.vectors import exact
 from manifests import ledger, paths, store
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD, SAMPLES, UID_ROW_BITS, conform, empty
 from manifests.work import Output, part_name
-
-if TYPE_CHECKING:
-    from curate.sources import SourceConfig
 
 KINDS = ("img_emb", "text_emb", "metadata")
 _EXTENSION = {"img_emb": ".npy", "text_emb": ".npy", "metadata": ".parquet"}
@@ -48,7 +45,7 @@ class Header:
 def shards(folder: str) -> tuple[str, tuple[str, ...]]:
     """Return (root, img_emb file names below it, by numeric suffix).
 
-    Raises: UserError when the folder is not in this layout or a suffix lacks one of its three files.
+    Raises: UserError when the folder is not in this layout or a number lacks one of its files.
     """
     return folder, tuple(triple[0] for triple in _triples(folder))
 
@@ -219,7 +216,9 @@ def _by_suffix(folder: str, kind: str) -> dict[int, str]:
         paths.must_be_utf8(name)
         suffix = paths.numeric_suffix(name)
         if suffix is None:
-            raise UserError(f"{kind}/{name} has no number.", "Files are paired by number.", "Rename it.")
+            raise UserError(
+                f"{kind}/{name} has no number.", "Files are paired by number.", "Rename it."
+            )
         if suffix in found:
             raise UserError(
                 f"{kind}/ has two files number {suffix}, {found[suffix]} and {name}.",

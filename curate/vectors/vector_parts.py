@@ -67,16 +67,16 @@ def gather(view: View, uids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float16]:
     Each part that holds any of them is opened once and read in row order.
     """
     pieces = [
-        block.take(_inside(uids, block.uids)) for block in _blocks_with(view, uids) if len(block.uids)
+        block.take(_inside(uids, block.uids))
+        for block in _blocks_with(view, uids)
+        if len(block.uids)
     ]
     if not pieces:
         return np.zeros((0, 1), np.float16)
     return np.concatenate(pieces)
 
 
-def _inside(
-    uids: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _inside(uids: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     first, last = np.searchsorted(uids, [known[0], known[-1] + np.uint64(1)])
     return uids[first:last]
 
@@ -105,7 +105,9 @@ def _embedded(view: View, part: int) -> list[VectorBlock]:
     if paths.size_of(path) is None:  # no row of the part could be embedded: a gap
         return []
     table = store.read_table(path, ["uid", "clip_score", "row"])
-    array = store.read_array(paths.join(view.before["embed"].path, f"img_emb/img_emb_{part:04d}.npy"))
+    array = store.read_array(
+        paths.join(view.before["embed"].path, f"img_emb/img_emb_{part:04d}.npy")
+    )
     return [
         VectorBlock(
             table.column("uid").to_numpy(),
