@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,14 @@ class View:
 
     def parts(self) -> list[dict[str, Any]]:
         """Return ingest's items, which every part-wise stage shares: {"part": n, ...} each."""
-        found = [marker["payload"] for marker in self.before["ingest"].markers()]
-        return sorted(found, key=lambda payload: int(payload["part"]))
+        return list(_parts_of(self.before["ingest"]))
+
+
+@lru_cache(maxsize=4)
+def _parts_of(ingest: StageDir) -> tuple[dict[str, Any], ...]:
+    """Return a finished ingest's payloads by part; read once, as a finished stage never changes."""
+    found = [marker["payload"] for marker in ingest.markers()]
+    return tuple(sorted(found, key=lambda payload: int(payload["part"])))
 
 
 def part_name(part: int) -> str:

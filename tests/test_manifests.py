@@ -34,7 +34,7 @@ from small_inputs import (
     write_tars,
 )
 
-from curate.sources import SourceConfig
+from curate.source_config import SourceConfig
 from manifests import checks, ledger, lineage, paths, record, store
 from manifests.errors import PartDamaged, StageFailed, UserError
 from manifests.ledger import Tally
@@ -492,7 +492,7 @@ def test_a_location_becomes_absolute_and_nothing_else_does(
         "data": f"{tmp_path}/data",
         "": str(tmp_path),
         "/data/x": "/data/x",
-        "a/{0..9}.tar::s3://b/c": f"{tmp_path}/a/{{0..9}}.tar::s3://b/c",
+        "a/{0..9}.tar::memory://c": f"{tmp_path}/a/{{0..9}}.tar::memory://c",
         "data/*.tar": f"{tmp_path}/data/*.tar",
         "memory://data": "memory://data",
         "warren:demo/model": "warren:demo/model",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,16 @@ class ElsewhereExecutor(LocalExecutor):
         items: Sequence[Any],
         resources: Resources,
     ) -> Iterator[Any]:
-        here = Path.cwd()
-        for made in super().map(make_worker, items, resources):
-            yield made
-            os.chdir(self._folder)
-        os.chdir(here)
+        def make() -> Callable[[Any], Any]:
+            work = make_worker()
+
+            def elsewhere(item: Any) -> Any:
+                with chdir(self._folder):
+                    return work(item)
+
+            return elsewhere
+
+        return super().map(make, items, resources)
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "clip_retrieval"])

@@ -37,7 +37,7 @@ from small_inputs import (
 from curate.media import tar_source
 from curate.rows.columns import samples_from_columns
 from curate.rows.foreign import tame
-from curate.sources import SourceConfig
+from curate.source_config import SourceConfig
 from curate.vectors import published
 from manifests import ledger
 from manifests.errors import UserError

@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,15 @@ class EmbedConfig(Strict):
     """Type of the matrix products on a GPU (autocast); a CPU always computes in fp32."""
     decode_threads: int = Field(default=4, ge=1)
     """Threads that read and decode ahead. Changes speed only, so it enters no fingerprint."""
+
+    def located(self) -> Self:
+        """Return the same config with absolute paths of a local model or weights file."""
+        found = {}
+        if clip_model.find(self.model, self.pretrained).folder is not None:
+            found["model"] = paths.absolute(self.model.removeprefix(clip_model.FOLDER_SCHEME))
+        if self.pretrained is not None and Path(self.pretrained).is_file():
+            found["pretrained"] = paths.absolute(self.pretrained)
+        return self.model_copy(update=found)
 
     def canonical(self) -> dict[str, Any]:
         """Return what decides the result; of a local file or folder the name, its digest does."""
