@@ -18,7 +18,7 @@ from manifests.errors import UserError
 from manifests.strict import Strict, unknown_key
 from pipelines.stages import STAGES, Stage
 
-_PLAIN_KEYS = ("seed", "max_quarantine_fraction", "source")
+_PLAIN_KEYS = ("seed", "max_quarantine_fraction", "item_timeout_seconds", "source")
 # a date such as 2024-99-99 is a ValueError, thousands of brackets a RecursionError
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -31,11 +31,13 @@ class Recipe:
 
     configs: stage name -> its config, in run order; a stage that the recipe does not name is
     skipped. max_quarantine_fraction: largest share of bad rows per stage; it decides whether a
-    stage is accepted, not what it makes, so it enters no fingerprint.
+    stage is accepted, not what it makes, so it enters no fingerprint. item_timeout_seconds: an
+    item that runs longer on a Ray worker is stopped and tried again; None waits for ever.
     """
 
     seed: int
     max_quarantine_fraction: float
+    item_timeout_seconds: float | None
     source: SourceConfig
     configs: Mapping[str, Strict]
 
@@ -59,6 +61,7 @@ class Recipe:
         found: dict[str, Any] = {
             "seed": self.seed,
             "max_quarantine_fraction": self.max_quarantine_fraction,
+            "item_timeout_seconds": self.item_timeout_seconds,
             "source": self.source.model_dump(mode="json"),
         }
         stages = {k: c.model_dump(mode="json") for k, c in self.configs.items() if k != "ingest"}
@@ -94,7 +97,7 @@ def parse(values: Mapping[str, Any]) -> Recipe:
             given = {} if values[name] is None else values[name]
             configs[name] = config_class(stage).load(given, where=f"recipe.{name}")
     _check_pairs(source, configs)
-    return Recipe(_seed(values), _fraction(values), source, configs)
+    return Recipe(_seed(values), _fraction(values), _timeout(values), source, configs)
 
 
 def config_class(stage: Stage) -> type[Strict]:
@@ -191,6 +194,19 @@ def _seed(values: Mapping[str, Any]) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise UserError(f"recipe.seed is {seed!r}.", "It is an integer from 0 to 2^31 - 1.")
     return seed
+
+
+def _timeout(values: Mapping[str, Any]) -> float | None:
+    seconds = values.get("item_timeout_seconds")
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise UserError(
+            f"recipe.item_timeout_seconds is {seconds!r}.",
+            "It is a number of seconds above 0.",
+            "Correct it, or remove it to wait for ever.",
+        )
+    return float(seconds)
 
 
 def _fraction(values: Mapping[str, Any]) -> float:

@@ -114,7 +114,8 @@ def _run_stage(
         items = link.stage.plan(phase, link.view)
         planned += [item.name for item in items]
         store.write_json(link.directory.path, ITEMS, {"items": planned})
-        markers += _run_phase(link, phase, items, executor, progress)
+        resources = _resources(link, recipe, executor)
+        markers += _run_phase(link, phase, items, resources, executor, progress)
     store.remove_temporaries(link.directory.path)  # of workers that were killed meanwhile
     counts = total(markers)
     check_accounts(
@@ -137,7 +138,12 @@ def _run_stage(
 
 
 def _run_phase(
-    link: Link, phase: Phase, items: Sequence[Item], executor: Executor, progress: Progress
+    link: Link,
+    phase: Phase,
+    items: Sequence[Item],
+    resources: Resources,
+    executor: Executor,
+    progress: Progress,
 ) -> list[Marker]:
     """Do the items that have no marker yet and return all markers in item order."""
     assert len({item.name for item in items}) == len(items), "two items of one name"
@@ -146,7 +152,7 @@ def _run_phase(
     progress.phase_started(link.stage.name, num_items=len(items), num_done=len(done))
     failures: list[Failed[Item]] = []
     worker = Worker(link.stage.name, phase, link.view)
-    for outcome in executor.map(worker, todo, _resources(link, executor)):
+    for outcome in executor.map(worker, todo, resources):
         if isinstance(outcome, Failed):
             failures.append(outcome)
             progress.item_failed(link.stage.name, outcome)
@@ -171,10 +177,10 @@ def _failed(stage: str, failures: Sequence[Failed[Item]], num_items: int) -> Sta
     return StageFailed("\n".join([head, *shown]))
 
 
-def _resources(link: Link, executor: Executor) -> Resources:
+def _resources(link: Link, recipe: Recipe, executor: Executor) -> Resources:
     return Resources(
         num_gpus=executor.gpus_per_worker() if link.stage.wants_gpu else 0,
-        timeout_seconds=link.stage.timeout_seconds,
+        timeout_seconds=recipe.item_timeout_seconds,
     )
 
 

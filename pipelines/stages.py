@@ -47,7 +47,6 @@ class Stage:
     identity: str | None = None
     wants_gpu: bool = False
     uses_seed: bool = False
-    timeout_seconds: float | None = None
 
     def plan(self, phase: Phase, view: View) -> list[Item]:
         """Return the phase's items."""

@@ -96,6 +96,8 @@ def test_an_override_adds_a_section_and_the_last_one_wins(tmp_path: Path) -> Non
         ("max_quarantine_fraction=1.1", "max_quarantine_fraction is 1.1"),
         ("max_quarantine_fraction=.nan", "max_quarantine_fraction is nan"),
         ("max_quarantine_fraction=a", "max_quarantine_fraction is 'a'"),
+        ("item_timeout_seconds=0", "item_timeout_seconds is 0"),
+        ("item_timeout_seconds=soon", "item_timeout_seconds is 'soon'"),
         ("ingest.path=x", r"recipe\.ingest is unknown"),
         ("source.shards_per_part=0", r"recipe\.source\.shards_per_part is 0"),
         ("source.kind=tar", r"recipe\.source\.kind is 'tar'"),
