@@ -18,6 +18,7 @@ import polars as pl
 
 from manifests import store
 from manifests.lineage import fates as fates_of
+from manifests.paths import name_of
 from manifests.work import StageDir
 from pipelines import ask
 from pipelines.demo.truth import good_table, junk_table
@@ -83,7 +84,7 @@ def _make_once(world: Path, num_pairs: int) -> None:
 
 def _share(row: dict[str, Any]) -> str:
     found = row["caught"] if "caught" in row else row["survived"]
-    return f"{found / row['planted']:.0%}"
+    return f"{100 * found // row['planted']}%"  # rounded down: 100% means all
 
 
 def _where(stages: list[dict[str, Any]] | None) -> str:
@@ -96,7 +97,7 @@ def _closing(out: str, chain: dict[str, StageDir], seconds: float) -> str:
         [
             f"{seconds:.0f} s in all.",
             f"  the coreset      {run_dir}/coreset.parquet",
-            f"  as shards        {chain['assemble'].path}/shards",
+            f"  as shards        {run_dir}/{name_of(chain['assemble'].path)}/shards",
             f"  ask about it     warren funnel {run_dir}, warren check {run_dir}",
             f"  one sample       warren why {run_dir} {_example_key(chain)}",
         ]
