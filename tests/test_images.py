@@ -336,7 +336,7 @@ def test_random_damage_gives_an_image_or_an_image_error() -> None:
 
 
 def test_an_image_error_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(ImageError("zero_side", "0 x 5")))
+    error = pickle.loads(pickle.dumps(ImageError("zero_side", "0 x 5")))  # noqa: S301 - our own bytes
     assert (error.error_class, error.detail, str(error)) == (
         "zero_side",
         "0 x 5",
