@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.demo import junk
-from pipelines.demo.practice import make_practice, to_pixels
+from pipelines.demo.practice import make_practice, to_model_input, to_pixels
 from pipelines.demo.seeds import rng_for
 
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ def open_model(model_dir: Path) -> Any:
 def in_blocks(tower: Callable[[torch.Tensor], torch.Tensor], pixels: np.ndarray) -> np.ndarray:
     """Return the rows that `tower` makes of uint8 [n, 64, 64, 3] pixels, 256 pictures at a time."""
     import torch
-
-    from pipelines.demo.train_model import to_model_input
 
     starts = range(0, len(pixels), 256)
     with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,9 @@ from pipelines.demo.scenes import (
     make_scene,
 )
 from pipelines.demo.seeds import pick, rng_for
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_SIDE = 64
 TEXT_PICTURE_SHARE = 0.15
@@ -137,3 +141,10 @@ def _facts(scene: Scene, is_text: bool) -> np.ndarray:
     facts = np.zeros(len(FACTS), dtype=bool)
     facts[[_FACT_COLUMN[fact] for fact in said]] = True
     return facts
+
+
+def to_model_input(pixels: np.ndarray) -> torch.Tensor:
+    """Return uint8 [n, 64, 64, 3] pixels as float32 [n, 3, 64, 64] in -1..1 (preprocess_cfg)."""
+    import torch
+
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()

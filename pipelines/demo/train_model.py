@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.demo.practice import FACTS, IMAGE_SIDE, Practice, join_practice, make_practice
+from pipelines.demo.practice import (
+    FACTS,
+    IMAGE_SIDE,
+    Practice,
+    join_practice,
+    make_practice,
+    to_model_input,
+)
 from pipelines.demo.seeds import rng_for
 
 if TYPE_CHECKING:
@@ -228,13 +235,6 @@ def _batch(
         tokens=tokens[torch.from_numpy(chosen), torch.from_numpy(which_caption)],
         facts=torch.from_numpy(practice.facts[chosen]).float(),
     )
-
-
-def to_model_input(pixels: np.ndarray) -> torch.Tensor:
-    """Return uint8 [n, 64, 64, 3] pixels as float32 [n, 3, 64, 64] in -1..1 (preprocess_cfg)."""
-    import torch
-
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
 def _losses(model: Any, facts_head: Any, batch: Batch) -> dict[str, torch.Tensor]:
