@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manifests import paths, store
@@ -64,9 +64,17 @@ def recipe_of(out: str) -> Recipe:
 
 
 def plan(recipe: Recipe, out: str | None, *, until: str | None = None) -> list[StageStatus]:
-    """Return what a run would find finished, go on with or make; without `out` all is new."""
+    """Return what a run would find finished, go on with or make; without `out` all is new.
+
+    The items of ingest are planned anew, which checks the headers of embedding files; how many
+    items later stages have is known once ingest is finished.
+    """
     links = build(recipe, out or "", until=until)
-    return [_status(link.directory) if out else _new(link) for link in links]
+    found = [_status(link.directory) if out else _new(link) for link in links]
+    if found[0].items is None:
+        (phase,) = links[0].stage.phases
+        found[0] = replace(found[0], items=len(links[0].stage.plan(phase, links[0].view)))
+    return found
 
 
 def status(out: str) -> list[StageStatus]:
