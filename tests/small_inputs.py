@@ -1,4 +1,7 @@
-"""Small inputs for tests: image tars made with the standard library, published embeddings, runs."""
+"""Small inputs for tests: image tars made with the standard library, published embeddings, runs.
+
+And what such runs left: their rows, records, events and files.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from pipelines.run import run
 
 DIM = 16
 Entries = Iterable[tuple[str, bytes]]
+NOT_UTF8 = b"caf\xe9 noir"
 
 
 def picture(width: int = 8, height: int = 6, *, kind: str = "JPEG", shade: int = 90) -> bytes:
@@ -140,3 +144,75 @@ def bad_rows(directory: StageDir) -> list[tuple[str, str]]:
     reasons = {row["uid"]: row["reason"] for row in verdicts if row["reason"]}
     assert reasons == {row["uid"]: f"quarantine:{row['error']}" for row in found}
     return [(row["key"], row["error"]) for row in found]
+
+
+def text_array(values: list[bytes]) -> pa.Array:
+    """Return a string array of any bytes, UTF-8 or not, as parquet files may hold."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+def record(directory: StageDir) -> dict[str, Any]:
+    """Return the record of a finished stage."""
+    found = directory.record()
+    assert found is not None
+    return found
+
+
+def chain_with_losses(folder: Path) -> dict[str, StageDir]:
+    """Run over a kept, a filtered and a quarantined pair, and a key that two shards have."""
+    shards = {
+        "00000.tar": [*pair("long", "five words in this caption"), *pair("short", "one")],
+        "00001.tar": [("broken.jpg", b""), ("broken.txt", b"x"), *pair("twice", "two words")],
+        "00002.tar": [*pair("twice", "two words"), *pair("3", "a key of digits")],
+    }
+    tars = write_tars(folder / "in", shards)
+    recipe = recipe_for(tars, "webdataset", filter={"min_caption_words": 2})
+    return stages(run_here(recipe | {"max_quarantine_fraction": 0.5}, folder / "out"))
+
+
+def ingest(folder: Path, kind: str = "webdataset", **options: Any) -> StageDir:
+    """Ingest a folder however bad it is, check the accounts and return the stage."""
+    values = recipe_for(folder, kind, max_quarantine_fraction=1.0)
+    values["source"] |= options
+    directory = stages(run_here(values, folder.parent / "out"))["ingest"]
+    counts = record(directory)
+    kept, bad = rows_of(directory), rows_of(directory, "quarantine")
+    assert (counts["rows_in"], counts["kept"]) == (len(kept) + len(bad), len(kept))
+    uids = sorted(row["uid"] for row in kept + bad)
+    assert uids == sorted(row["uid"] for row in rows_of(directory, "verdicts"))
+    assert len(set(uids)) == len(uids)
+    return directory
+
+
+def ingest_members(tmp_path: Path, *members: tuple[str, bytes], good: int = 0) -> StageDir:
+    """Ingest one shard of these members, after `good` good pairs."""
+    before = [member for row in range(good) for member in pair(f"good{row}")]
+    return ingest(write_tars(tmp_path / "in", {"00000.tar": [*before, *members]}))
+
+
+def only_sample(directory: StageDir) -> dict[str, Any]:
+    """Return the one sample of a stage that quarantined nothing."""
+    (row,) = rows_of(directory)
+    assert bad_rows(directory) == []
+    return row
+
+
+def names_below(folder: Path) -> list[str]:
+    """Return the paths of all files of a folder, in order."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """Return path -> modification time of every file in the stages' directories."""
+    files = (path for path in folder.glob("*-*/**/*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return path -> bytes of every table of a run."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """Return the events of a run, in order."""
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]

@@ -1,14 +1,11 @@
-"""Assembled shards: the originals byte for byte, found by offset, opened by others' readers."""
+"""Assembled shards: the originals byte for byte, found by offset, and what describes them."""
 
 from __future__ import annotations
 
-import argparse
-import gc
 import hashlib
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,11 @@ from small_inputs import (
     stages,
     write_tars,
 )
+from small_models import save_model
+from small_shards import PER_SHARD, assembled, originals, plain_keys, recipe, written
 
 from curate.media import assemble, llava_rows
 from curate.media.assembled_rows import is_clean, output_key
-from curate.media.torchvision_ops import ensure_torchvision_importable
 from curate.vectors.exact import sample_hashes
 from manifests.errors import UserError
 from manifests.schemas import TRAIN_INDEX
@@ -38,37 +36,6 @@ from manifests.work import Item, StageDir, View
 from pipelines.chain import build
 from pipelines.recipe import parse
 from train.data import read_samples
-
-PER_SHARD = 4
-
-
-def originals(num_shards: int = 3, num_pairs: int = 5) -> dict[str, dict[str, bytes]]:
-    """Return shard -> member -> content: different pictures, captions of several scripts."""
-
-    def members(shard: int) -> dict[str, bytes]:
-        found = {}
-        for row in range(num_pairs):
-            key = f"{shard:05d}{row:04d}"
-            found[f"{key}.jpg"] = picture(20 + row, 16 + shard, shade=10 * row + 50 * shard)
-            found[f"{key}.txt"] = f"número {row}, 絵 <{shard}> & ☀".encode()
-        return found
-
-    return {f"{shard:05d}.tar": members(shard) for shard in range(num_shards)}
-
-
-def written(folder: Path, shards: dict[str, dict[str, bytes]] | None = None) -> Path:
-    return write_tars(folder, {n: list(m.items()) for n, m in (shards or originals()).items()})
-
-
-def recipe(folder: Path, **sections: Any) -> dict[str, Any]:
-    config = {"samples_per_shard": PER_SHARD}
-    values = recipe_for(folder, "webdataset", assemble=config, max_quarantine_fraction=1.0)
-    return {**values, **sections}
-
-
-def assembled(folder: Path, out: str = "out", **sections: Any) -> StageDir:
-    """Run ingest and assemble, or the given sections, over a folder of tars."""
-    return stages(run_here(recipe(folder, **sections), folder.parent / out))["assemble"]
 
 
 def tars_of(directory: StageDir) -> list[Path]:
@@ -90,10 +57,6 @@ def digests(directory: StageDir) -> dict[str, str]:
         for path in files
         if path.name != "record.json" and path.parent.name != "_done"
     }
-
-
-def plain_keys(directory: StageDir) -> list[str]:
-    return [row["key"] for row in rows_of(directory)]
 
 
 # ---- the shards
@@ -306,8 +269,6 @@ def test_nothing_selected_is_a_finished_stage_that_says_so(tmp_path: Path) -> No
 
 
 def test_selected_rows_carry_their_scores(tmp_path: Path) -> None:
-    from test_embed import save_model
-
     model = save_model(tmp_path / "model")
     chain = stages(
         run_here(
@@ -381,103 +342,3 @@ def test_the_wids_list_says_what_the_files_are(tmp_path: Path) -> None:
             "md5sum": hashlib.md5(content, usedforsecurity=False).hexdigest(),
             "nsamples": len(members_of(path)) // 3,
         }
-
-
-# ---- other people's readers
-
-
-@pytest.fixture
-def closes_late() -> Iterator[None]:
-    """Collect what webdataset leaves open while its warnings are still filtered."""
-    yield
-    gc.collect()
-
-
-leaves_files_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageDir, dict[str, bytes]]:
-    """Return assembled shards, and the members they were made from."""
-    shards = originals()
-    directory = assembled(written(tmp_path_factory.mktemp("ready") / "in", shards))
-    return directory, {name: data for members in shards.values() for name, data in members.items()}
-
-
-@leaves_files_open
-@pytest.mark.usefixtures("closes_late")
-def test_webdataset_reads_them(ready: tuple[StageDir, dict[str, bytes]]) -> None:
-    import webdataset
-
-    directory, given = ready
-    pattern = f"{directory.path}/shards/{{00000..00003}}.tar"
-    samples = list(webdataset.WebDataset(pattern, shardshuffle=False))
-    assert len(samples) == 15
-    for sample in samples:
-        assert sample["jpg"] == given[f"{sample['__key__']}.jpg"]
-        assert sample["txt"] == given[f"{sample['__key__']}.txt"]
-    pairs = webdataset.WebDataset(pattern, shardshuffle=False).decode("pil").to_tuple("jpg", "json")
-    assert {image.size for image, _ in pairs} == {
-        (20 + r, 16 + s) for r in range(5) for s in range(3)
-    }
-
-
-def test_wids_reads_them_by_position(
-    ready: tuple[StageDir, dict[str, bytes]], tmp_path: Path
-) -> None:
-    import wids
-
-    directory, given = ready
-    path = f"{directory.path}/shards/wids.json"
-    samples = wids.ShardListDataset(path, cache_dir=str(tmp_path), transformations=[])
-    assert len(samples) == 15
-    for at, key in enumerate(plain_keys(directory)):
-        assert samples[at][".jpg"].read() == given[f"{key}.jpg"]
-
-
-@leaves_files_open
-@pytest.mark.usefixtures("closes_late")
-def test_open_clip_loads_them(ready: tuple[StageDir, dict[str, bytes]]) -> None:
-    ensure_torchvision_importable()
-    import torch
-    from open_clip_train.data import get_dataset_size, get_wds_dataset
-    from torchvision.transforms.functional import pil_to_tensor, resize
-
-    directory, given = ready
-    pattern = f"{directory.path}/shards/{{00000..00003}}.tar"
-    assert get_dataset_size(pattern) == (15, 4)  # as sizes.json says
-    captions: list[str] = []
-
-    def tokenizer(text: str) -> list[torch.Tensor]:
-        captions.append(text)
-        return [torch.tensor([len(text)])]
-
-    # Its loader for training wants webdataset 0.2.86 or older; the one for validation is the same
-    # but for the shuffling.
-    args = argparse.Namespace(val_data=pattern, val_num_samples=15, batch_size=5, workers=0)
-    loader = get_wds_dataset(
-        args, lambda image: resize(pil_to_tensor(image), [8, 8]), False, tokenizer=tokenizer
-    ).dataloader
-    batches = list(loader)
-    assert [tuple(images.shape) for images, _ in batches] == [(5, 3, 8, 8)] * 3
-    assert captions == [given[f"{key}.txt"].decode() for key in plain_keys(directory)]
-
-
-def test_datasets_reads_them(ready: tuple[StageDir, dict[str, bytes]], tmp_path: Path) -> None:
-    import datasets
-
-    directory, given = ready
-    found = datasets.load_dataset(
-        "webdataset",
-        data_files=f"{directory.path}/shards/*.tar",
-        split="train",
-        cache_dir=str(tmp_path),
-    )
-    assert found.num_rows == 15
-    plain = found.cast_column("jpg", datasets.Image(decode=False))
-    for row in plain:
-        assert row["jpg"]["bytes"] == given[f"{row['__key__']}.jpg"]
-        assert row["json"]["conversations"][0]["from"] == "human"
-    by_card = datasets.load_dataset(directory.path, split="train", cache_dir=str(tmp_path))
-    assert by_card.num_rows == 15
-    assert by_card[0]["jpg"].size == (20, 16)

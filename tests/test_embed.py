@@ -1,10 +1,7 @@
-"""Embeddings against open_clip's own, and every way in which a model or an image can be no good."""
+"""Embeddings against open_clip's own, bad images and captions, and batches that do not fit."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import shutil
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -26,9 +23,16 @@ from small_inputs import (
     stages,
     write_tars,
 )
+from small_models import (
+    BATCH,
+    arrays,
+    config_of,
+    embedded,
+    save_model,
+    small_model,  # noqa: F401 - a fixture
+)
 
 from curate.media.images import decode
-from curate.media.torchvision_ops import ensure_torchvision_importable
 from curate.vectors import clip_model, embed
 from curate.vectors.embed import ahead
 from curate.vectors.halving import Halving
@@ -37,55 +41,6 @@ from manifests.schemas import VECTORS
 from manifests.work import Item, Output, StageDir, View
 from pipelines.chain import build
 from pipelines.recipe import parse
-
-DIM = 16
-SIDE = 32
-BATCH = 4
-MODEL_CONFIG = {
-    "model_cfg": {
-        "embed_dim": DIM,
-        "vision_cfg": {
-            "image_size": SIDE,
-            "patch_size": 8,
-            "width": 32,
-            "layers": 2,
-            "head_width": 16,
-        },
-        "text_cfg": {
-            "context_length": 20,
-            "vocab_size": 49408,
-            "width": 32,
-            "heads": 2,
-            "layers": 1,
-        },
-    },
-    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
-}
-
-
-def save_model(folder: Path, seed: int = 0, *, change: Callable[[Any], None] | None = None) -> Path:
-    """Save a small model with random weights as open_clip's local-dir format has it."""
-    ensure_torchvision_importable()
-    import torch
-    from open_clip.model import CLIP
-    from safetensors.torch import save_file
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = CLIP(**json.loads(json.dumps(MODEL_CONFIG["model_cfg"])))
-    with torch.no_grad():
-        if change is not None:
-            change(model)
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(MODEL_CONFIG))
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "small")
 
 
 def tars(folder: Path) -> Path:
@@ -105,26 +60,6 @@ def tars(folder: Path) -> Path:
         return members
 
     return write_tars(folder, {f"{n:05d}.tar": shard(n, 6 - n) for n in range(3)})
-
-
-def config_of(model: Path | str, **options: Any) -> dict[str, Any]:
-    return {"model": str(model), "batch_size": BATCH, **options}
-
-
-def embedded(folder: Path, model: Path | str, out: str = "out", **options: Any) -> StageDir:
-    """Run ingest and embed over a folder of tars, however bad."""
-    values = recipe_for(
-        folder, "webdataset", embed=config_of(model, **options), max_quarantine_fraction=1.0
-    )
-    return stages(run_here(values, folder.parent / out))["embed"]
-
-
-def arrays(directory: StageDir, part: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    base = Path(directory.path)
-    return (
-        np.load(base / f"img_emb/img_emb_{part:04d}.npy"),
-        np.load(base / f"text_emb/text_emb_{part:04d}.npy"),
-    )
 
 
 def digests(directory: StageDir) -> dict[str, str]:
@@ -311,104 +246,10 @@ def test_an_endless_caption_costs_little_and_is_cut_by_the_tokenizer(
     assert [len(row["caption"]) for row in vectors_of(directory)][1:] == [1_000_520, 1_000_000]
 
 
-# ---- the model
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"model": "ViT-L_14", "pretrained": "openai"}, "Did you mean 'ViT-L-14'"),
-        ({"model": "ViT-L-14", "pretrained": "opanai"}, "Did you mean 'openai'"),
-        ({"model": "ViT-L-14"}, "no such folder"),
-        ({"model": "local-dir:nowhere"}, "no such folder"),
-        ({"model": "warren:nowhere"}, "no such folder"),
-        ({"model": "hf-hub:a/b", "pretrained": "openai"}, "brings its own weights"),
-        ({"model": "EMPTY"}, "no open_clip_config.json"),
-        ({"model": "NO_WEIGHTS"}, "no weights"),
-        ({"model": "hf-hub:nobody/nothing"}, "cannot be loaded"),
-    ],
-)
-def test_a_model_that_is_not_there_is_a_clear_error(
-    tmp_path: Path, config: dict[str, Any], says: str
-) -> None:
-    (tmp_path / "EMPTY").mkdir()
-    (tmp_path / "NO_WEIGHTS").mkdir()
-    (tmp_path / "NO_WEIGHTS" / "open_clip_config.json").write_text("{}")
-    if config["model"].isupper():
-        config = {"model": str(tmp_path / config["model"])}
-    folder = write_tars(tmp_path / "in", {"0.tar": pair("a")})
-    with pytest.raises(UserError, match=says):
-        run_here(recipe_for(folder, "webdataset", embed=config), tmp_path / "out")
-
-
-@pytest.mark.parametrize("damage", ["cut", "other_shape", "bad_config", "not_json", "pickle"])
-def test_files_that_do_not_fit_are_a_clear_error(tmp_path: Path, model: Path, damage: str) -> None:
-    folder = Path(shutil.copytree(model, tmp_path / "model"))
-    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
-    if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    elif damage == "other_shape":
-        config.write_text(config.read_text().replace('"width": 32', '"width": 48'))
-    elif damage == "bad_config":
-        config.write_text(config.read_text().replace("patch_size", "patches"))
-    elif damage == "not_json":
-        config.write_text("{")
-    else:
-        weights.unlink()
-        (folder / "open_clip_pytorch_model.bin").write_bytes(
-            pickle.dumps({"weights": Path("/")}, protocol=2)
-        )
-    shards = write_tars(tmp_path / "in", {"0.tar": pair("a")})
-    with pytest.raises(UserError, match="cannot be loaded"):
-        embedded(shards, folder)
-
-
 def test_embeddings_cannot_be_embedded(tmp_path: Path, model: Path) -> None:
     values = recipe_for(embeddings(tmp_path / "in"), "clip_retrieval", embed=config_of(model))
     with pytest.raises(UserError, match="embed needs images"):
         run_here(values, tmp_path / "out")
-
-
-def test_the_fingerprint_follows_the_files_and_not_their_place(tmp_path: Path, model: Path) -> None:
-    shards = write_tars(tmp_path / "in", {"0.tar": pair("a")})
-
-    def mark(folder: Path | str) -> str:
-        values = recipe_for(shards, "webdataset", embed=config_of(folder))
-        return build(parse(values), str(tmp_path / "out"))[-1].mark
-
-    moved = Path(shutil.copytree(model, tmp_path / "elsewhere" / "small"))
-    (moved / "README.md").write_text("About this model.")
-    assert mark(moved) == mark(model) == mark(f"local-dir:{model}")
-    weights = moved / "open_clip_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert mark(moved) != mark(model)
-
-
-def test_a_model_changed_in_place_is_loaded_anew(tmp_path: Path) -> None:
-    shards = write_tars(tmp_path / "in", {"0.tar": pair("a")})
-    first = embedded(shards, save_model(tmp_path / "model", seed=1))
-    shutil.rmtree(tmp_path / "model")
-    second = embedded(shards, save_model(tmp_path / "model", seed=2))
-    assert not np.array_equal(arrays(first, 0)[0], arrays(second, 0)[0])
-
-
-def test_openai_weights_get_the_activation_they_were_trained_with() -> None:
-    wanted = [("ViT-L-14", "openai"), ("ViT-B/32", "openai")]
-    plain = [("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-B-32", "laion2b_s34b_b79k")]
-    answers = [clip_model.wants_quick_gelu(clip_model.find(*one)) for one in wanted + plain]
-    assert answers == [True, True, False, False]
-
-
-def test_thread_counts_are_restored() -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError), clip_model.pinned_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise KeyError
-    assert torch.get_num_threads() == before
 
 
 # ---- memory and look-ahead

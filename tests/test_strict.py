@@ -1,0 +1,64 @@
+"""Strict values: what is wrong is named with its place and the nearest key."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field
+
+from manifests.errors import UserError
+from manifests.strict import Strict, nearest
+
+
+class Inner(Strict):
+    """A part of Outer."""
+
+    similarity_above: float = Field(default=0.86, ge=0, le=1)
+    keep: Literal["far", "near"] = "far"
+
+
+class Outer(Strict):
+    """A config."""
+
+    count: int
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 1, "cuont": 2}, r"r\.cuont is unknown(.|\n)*Did you mean 'count'"),
+        ({"count": 1, "zzzz": 2}, r"r\.zzzz is unknown(.|\n)*Remove it"),
+        ({"count": 1, "inner": {"kep": "far"}}, r"r\.inner\.kep is unknown(.|\n)*mean 'keep'"),
+        ({"count": 1, "maybe": {"kep": "far"}}, r"r\.maybe\.kep is unknown(.|\n)*mean 'keep'"),
+        ({"count": "1"}, r"r\.count is '1' \(str\)(.|\n)*valid integer"),
+        ({"count": 1.0}, r"r\.count is 1\.0 \(float\)"),
+        ({"count": True}, r"r\.count is True \(bool\)"),
+        ({"count": None}, r"r\.count is None"),
+        ({"count": 1, "inner": {"similarity_above": 1.1}}, r"r\.inner\.similarity_above is 1\.1"),
+        ({"count": 1, "inner": {"similarity_above": float("nan")}}, "similarity_above is nan"),
+        ({"count": 1, "inner": {"keep": "middle"}}, r"r\.inner\.keep is 'middle'"),
+        ({"count": 1, "inner": [1]}, r"r\.inner is \[1\]"),
+        ({}, r"r\.count is missing"),
+        ([1], r"r should be a mapping, not \[1\] \(list\)"),
+        (None, "r should be a mapping"),
+        ({1: 2, "count": 1}, r"r\.1"),
+        ({"count": "x" * 5000}, r"\.\.\. \(str\)"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_the_nearest_key(
+    values: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Outer.load(values, where="r")
+
+
+def test_a_right_value_is_frozen_and_its_nearest_name_found() -> None:
+    loaded = Outer.load({"count": 1, "inner": {"similarity_above": 1}}, where="r")
+    assert loaded.canonical()["inner"] == {"similarity_above": 1.0, "keep": "far"}
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.count = 2
+    assert nearest("similarity_abov", ["keep", "similarity_above"]) == "similarity_above"
+    assert nearest("q", ["keep"]) is None
