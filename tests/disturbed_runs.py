@@ -38,7 +38,7 @@ os.replace = _slow
 
 # The command line, with dedup's small world cut into several items.
 WARREN = f"""
-from curate.vectors import dedup_stage
+from curate.duplicates import dedup_stage
 dedup_stage.ROWS_PER_ITEM = {DEDUP_ROWS_PER_ITEM}
 from pipelines.cli import main
 main()

@@ -11,10 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from oracle import random_rows
 
+from curate.duplicates import components as joining
+from curate.duplicates.components import components
+from curate.duplicates.forest import spanning_forest
+from curate.duplicates.judge import distance_to_mean, judge
 from curate.rows.select import band
-from curate.vectors import dedup, exact
+from curate.vectors import exact
 from curate.vectors.assign import assign
-from curate.vectors.dedup import components, distance_to_mean, judge, survivor_similarity
 
 
 def at_degrees(*angles: float) -> NDArray[np.float16]:
@@ -30,9 +33,9 @@ def test_a_chain_of_0_20_40_degrees_is_one_component() -> None:
     middle = judge(np.zeros(3, np.int64), d2, uids, keep="middle")
     assert middle.keep.tolist() == [False, True, False]
     near = judge(np.zeros(3, np.int64), d2, uids, keep="near")
-    similarity = survivor_similarity(rows, near)
-    assert np.isnan(similarity[0])
-    assert similarity[1:] == pytest.approx([0.94, 0.766], abs=2e-3)
+    links = spanning_forest(rows, 0.8).weakest_links(0.86, near.keep)
+    assert np.isinf(links[0])
+    assert links[1:] == pytest.approx([0.94, 0.94], abs=2e-3)
 
 
 def test_the_row_with_the_largest_clip_score_is_named_by_its_own_number() -> None:
@@ -103,16 +106,16 @@ def test_components_do_not_depend_on_blocks_buffers_or_the_kind_of_array(
     for block_rows in (7, 64, 399, 4096):
         assert components(mapped, 0.86, block_rows=block_rows).tolist() == truth
     assert components(rows[:40], 0.86, block_rows=1).tolist() == truth[:40]
-    monkeypatch.setattr(dedup, "EDGES_PER_RELABEL", 5)
+    monkeypatch.setattr(joining, "EDGES_PER_RELABEL", 5)
     assert components(rows, 0.86, block_rows=50).tolist() == truth
-    monkeypatch.setattr(dedup, "DENSE_SHARE", 0.0)
+    monkeypatch.setattr(joining, "DENSE_SHARE", 0.0)
     assert components(rows, 0.86, block_rows=50).tolist() == truth
 
 
 def test_a_digest_that_always_collides_only_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = planted_trees(100, 16)
     truth = components(rows, 0.86)
-    monkeypatch.setattr(dedup, "_row_digests", lambda given: np.zeros(len(given), np.int64))
+    monkeypatch.setattr(joining, "_row_digests", lambda given: np.zeros(len(given), np.int64))
     assert (components(rows, 0.86) == truth).all()
 
 

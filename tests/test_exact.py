@@ -177,7 +177,7 @@ def test_tiles_blocks_and_tensors_give_the_same_labels(monkeypatch: pytest.Monke
     rows, centroids = random_rows(300, 24), random_rows(70, 24, seed=1).astype(np.float64)
     whole = assign(rows, centroids)
     monkeypatch.setattr("curate.vectors.assign.TILE_CENTROIDS", 16)
-    monkeypatch.setattr("curate.vectors.assign.PAIRS_PER_CHUNK", 7)
+    monkeypatch.setattr("curate.vectors.distances.PAIRS_PER_CHUNK", 7)
     for given in (rows, torch.from_numpy(rows)):
         for block_rows in (1, 37, 300):
             found = assign(given, centroids, block_rows=block_rows)

@@ -17,7 +17,7 @@ from disturbed_runs import DEDUP_ROWS_PER_ITEM, HERE, Command, Moment, all_gone
 from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from small_inputs import run_here
 
-from curate.vectors import dedup_stage
+from curate.duplicates import dedup_stage
 from manifests.checks import check
 from pipelines import ask
 from pipelines.cli import run_cli

@@ -12,7 +12,8 @@ from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from ray_env import ray_cluster  # noqa: F401
 from small_inputs import rows_of, run_here, stages
 
-from curate.vectors import cluster, dedup_stage
+from curate.duplicates import dedup_stage
+from curate.vectors import cluster
 from manifests.checks import check
 from manifests.schemas import TABLES
 from pipelines import ask

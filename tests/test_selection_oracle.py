@@ -18,9 +18,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from curate.duplicates.components import components
+from curate.duplicates.judge import judge
 from curate.rows.select import Selectable, select
 from curate.vectors.assign import assign
-from curate.vectors.dedup import components, judge
 from curate.vectors.exact import clip_score, reject_reasons, round_to_grid
 
 KEEPS = ("middle", "far", "near", "clip_max")

@@ -1,9 +1,8 @@
 """The nearest centroid of every row, without a single wrong label.
 
-A float32 matrix product gives each score |c|^2 / 2 - x.c less a proven error bound, a lower bound
-that costs no extra pass. Only centroids whose lower bound is not above the row's best upper bound
-can be nearest (about one a row); their distances are then computed exactly, counted in units of
-2^-48 as int64, and compared as integers.
+A low-precision product (`products`) gives each score x.c - |c|^2 / 2 with a proven bound on its
+error. Only centroids whose upper bound is not below the row's best lower bound can be nearest: two
+or three a row. Their distances are then computed exactly, and compared as such.
 
 Legend: N rows of a block, K centroids (T of them in a tile), D dimensions, P candidate pairs (row,
 centroid).
@@ -12,30 +11,32 @@ centroid).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.vectors import products
+from curate.vectors.distances import ExactCentroids, distance_units, dot_units, square_units
 from curate.vectors.exact import (
     GRID_BITS,
     MAX_ROW_NORM,
     Float16Rows,
     Float64s,
-    fp32_dot_error_bound,
-    full_precision_gemm,
-    load_block,
     round_to_grid,
 )
+from curate.vectors.products import Frame, Operand, Precision, engine_threads
+from manifests.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-TILE_CENTROIDS = 2048
-PAIRS_PER_CHUNK = 128  # of the exact step on a CPU: what fits a core's cache
-PAIRS_PER_DEVICE_CHUNK = 1 << 16
+Ints: TypeAlias = NDArray[np.int64]
+
+BLOCK_ROWS = 2048
+TILE_CENTROIDS = 4096
+ROWS_PER_EXACT_STEP = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,199 +49,250 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
-class _Centroids:
-    """Distinct centroids on the rows' device, in ascending order of `number`."""
+class Centroids:
+    """Distinct centroids, prepared for assigning many blocks; ascending in `number`."""
 
-    rows_KD: torch.Tensor  # float32, multiples of 2^-24
-    number: torch.Tensor  # int64 [K], position in the array that was given
-    norm: torch.Tensor  # float64 [K]
-    square_units: torch.Tensor  # int64 [K], |c|^2 * 2^48
-    is_long: bool  # then a float64 dot may round, and dots are counted in int64
+    grid: NDArray[np.float32]  # [K, d], multiples of 2^-24
+    number: Ints  # position in the array that was given
+    norm: Float64s
+    exact: ExactCentroids
+    frame: Frame  # how rows are put down
+    operand: Operand  # offset has - |c|^2 / 2
+
+
+def prepare(
+    centroids: NDArray[np.floating[Any]],
+    rows: Float16Rows | torch.Tensor,
+    precision: Precision = "auto",
+) -> Centroids:
+    """Return centroids ready for rows like these (a sample: it says how an int8 step is chosen).
+
+    Raises: UserError for unusable centroids, or rows of another dimension.
+    """
+    import torch
+
+    grid_KD = round_to_grid(centroids)
+    _check_dims(rows.shape[1], grid_KD.shape[1])
+    device = rows.device if isinstance(rows, torch.Tensor) else torch.device("cpu")
+    as_bytes = np.ascontiguousarray(grid_KD).view(np.dtype((np.void, grid_KD[0].nbytes)))
+    number = np.sort(np.unique(as_bytes.ravel(), return_index=True)[1])  # copies never win a tie
+    tensor = torch.from_numpy(grid_KD[number]).to(device)
+    units = dot_units(tensor, tensor, is_long=True).cpu().numpy()
+    square = np.ldexp(units.astype(np.float64), -2 * GRID_BITS)
+    norm = np.sqrt(square)
+    is_long = bool(norm.max() * MAX_ROW_NORM > 31.0)
+    frames = _frames(tensor, rows, "fp32" if is_long else precision)
+    half = torch.from_numpy(square / 2).to(device)
+    operand = frames[1].operand(tensor)
+    operand = replace(
+        operand,
+        offset=(operand.offset.double() - half).float(),
+        slop=operand.slop + (half.float() + 1.0) * 2.0**-20,  # the bias in float32, added to a sum
+    )
+    exact = ExactCentroids(grid_KD[number], tensor, units, is_long)
+    return Centroids(grid_KD[number], number, norm, exact, frames[0], operand)
 
 
 def assign(
     rows: Float16Rows | torch.Tensor,
-    centroids: NDArray[np.floating[Any]],
+    centroids: NDArray[np.floating[Any]] | Centroids,
     *,
-    block_rows: int = 4096,
+    block_rows: int = BLOCK_ROWS,
+    precision: Precision = "auto",
 ) -> Assigned:
     """Return for every row argmin_k of the exact |x - c_k|^2, the smallest k on a tie.
 
-    The result does not depend on `block_rows`, threads or device. `d2` is the exact value, rounded
-    to float64 only above 32.
+    The result does not depend on `block_rows`, `precision`, threads or device. `d2` is the exact
+    value, rounded to float64 only above 32.
 
     Args:
         rows: float16 [n, d], finite, norm at most MAX_ROW_NORM (see reject_reasons); a tensor is
             worked on where it is.
-        centroids: [k, d], of any norm up to MAX_CENTROID_NORM; rounded to the grid here.
+        centroids: [k, d], of any norm up to MAX_CENTROID_NORM, rounded to the grid here; or what
+            `prepare` made of them.
     Raises:
         UserError: unusable centroids, or rows of another dimension.
     """
-    import torch
-
-    device = rows.device if isinstance(rows, torch.Tensor) else torch.device("cpu")
-    grid = _prepare(round_to_grid(centroids), device)
-    _check_dims(rows.shape[1], grid.rows_KD.shape[1])
-    x_ND = torch.empty((min(block_rows, len(rows)), rows.shape[1]), device=device)
-    score_buffer = torch.empty(len(x_ND) * TILE_CENTROIDS, device=device)
-    found = []
-    with full_precision_gemm(device.type):
-        for start in range(0, len(rows), block_rows):
-            block = load_block(rows, slice(start, start + block_rows), x_ND)
-            row, centroid = _candidates(block, grid, score_buffer)
-            with _one_thread():
-                found.append(_nearest(block, grid, row, centroid))
+    ready = _ready(centroids, rows, precision)
+    found = [
+        _nearest(rows[part], ready, pairs)
+        for part, pairs in _each_step(rows, ready, block_rows=block_rows)
+    ]
     return _assigned(found)
 
 
-def _prepare(grid_KD: NDArray[np.float32], device: torch.device) -> _Centroids:
-    import torch
+def labels(
+    rows: Float16Rows, centroids: NDArray[np.floating[Any]] | Centroids
+) -> NDArray[np.uint32]:
+    """Return the clusters alone: a row with one candidate needs no exact distance then."""
+    ready = _ready(centroids, rows, "auto")
+    found = [np.empty(0, np.uint32)]
+    for part, (row, centroid) in _each_step(rows, ready):
+        size = len(rows[part])
+        count = np.bincount(row, minlength=size)
+        best = np.empty(size, np.int64)
+        best[row] = centroid
+        several = np.flatnonzero(count > 1)
+        if len(several):
+            doubtful = count[row] > 1
+            place = np.searchsorted(several, row[doubtful])
+            chosen = _nearest(rows[part][several], ready, (place, centroid[doubtful]))
+            best[several] = np.searchsorted(ready.number, chosen.cluster)
+        found.append(ready.number[best].astype(np.uint32))
+    return np.concatenate(found)
 
-    as_bytes = np.ascontiguousarray(grid_KD).view(np.dtype((np.void, grid_KD[0].nbytes)))
-    number = np.sort(np.unique(as_bytes.ravel(), return_index=True)[1])  # copies never win a tie
-    rows_KD = torch.from_numpy(grid_KD[number]).to(device)
-    square_units = _dot_units(rows_KD, rows_KD, is_long=True)
-    norm = np.sqrt(np.ldexp(square_units.cpu().numpy().astype(np.float64), -2 * GRID_BITS))
-    return _Centroids(
-        rows_KD=rows_KD,
-        number=torch.from_numpy(number).to(device),
-        norm=torch.from_numpy(norm).to(device),  # torch's own sqrt on a CPU can be a bit off
-        square_units=square_units,
-        is_long=bool(norm.max() * MAX_ROW_NORM > 31.0),
-    )
+
+def candidates_with_distances(
+    rows: Float16Rows, centroids: Centroids, *, within: float
+) -> tuple[Ints, Ints, Ints]:
+    """Return (row, centroid position, d2 in units of 2^-48) of all centroids that may be near.
+
+    Every centroid whose d2 is at most the row's least one + 2 `within` is among them.
+    """
+    found = []
+    for part, (row, centroid) in _each_step(rows, centroids, window=within):
+        d2 = distance_units(rows[part], centroids.exact, row, centroid)
+        found.append((row + part.start, centroid, d2))
+    if not found:
+        none = np.empty(0, np.int64)
+        return none, none, none
+    row, centroid, d2 = (np.concatenate(column) for column in zip(*found, strict=True))
+    return row, centroid, d2
+
+
+def _ready(
+    centroids: NDArray[np.floating[Any]] | Centroids,
+    rows: Float16Rows | torch.Tensor,
+    precision: Precision,
+) -> Centroids:
+    if isinstance(centroids, Centroids):
+        _check_dims(rows.shape[1], centroids.grid.shape[1])
+        return centroids
+    return prepare(centroids, rows, precision)
+
+
+def _frames(
+    centroids: torch.Tensor, rows: Float16Rows | torch.Tensor, precision: Precision
+) -> tuple[Frame, Frame]:
+    """Return the frames of rows and of centroids, which share a centre."""
+    device = centroids.device.type
+    chosen = products.fastest_precision(device) if precision == "auto" else precision
+    if chosen != "int8":  # bfloat16 has no room for the bias beside the dot
+        frame = Frame("fp16" if chosen == "fp16" else "fp32")
+        return frame, frame
+    center = centroids.mean(dim=0)
+    few = rows[:: max(1, -(-len(rows) // products.FITTED_ROWS))]
+    sample = products.as_tensor(few).float() - center
+    steps = [products.fitted_step(x, center) for x in (sample, centroids - center)]
+    return Frame("int8", center, steps[0]), Frame("int8", center, steps[1])
+
+
+def _each_step(
+    rows: Float16Rows | torch.Tensor,
+    centroids: Centroids,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    window: float = 0.0,
+) -> Iterator[tuple[slice, tuple[Ints, Ints]]]:
+    """Yield runs of rows with their candidate pairs (row within the run, centroid), by row."""
+    size = min(TILE_CENTROIDS, len(centroids.grid))
+    with engine_threads(centroids.exact.tensor.device.type):
+        buffer = products.tile_buffer(
+            centroids.frame,
+            min(block_rows, max(1, len(rows))) * size,
+            centroids.exact.tensor.device,
+        )
+        for start in range(0, len(rows), ROWS_PER_EXACT_STEP):
+            part = slice(start, min(start + ROWS_PER_EXACT_STEP, len(rows)))
+            found = []
+            for first in range(part.start, part.stop, block_rows):
+                block = centroids.frame.operand(rows[first : min(first + block_rows, part.stop)])
+                row, centroid = _candidates(block, centroids, buffer, window)
+                found.append((row + (first - start), centroid))
+            yield part, tuple(np.concatenate(column) for column in zip(*found, strict=True))  # type: ignore[misc]
 
 
 def _candidates(
-    x_ND: torch.Tensor, grid: _Centroids, score_buffer: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the (row, centroid) pairs that may be nearest; every nearest pair is among them."""
-    import torch
+    block: Operand, centroids: Centroids, buffer: torch.Tensor, window: float
+) -> tuple[Ints, Ints]:
+    """Return the pairs (row, centroid) that may be within `window` of nearest, by row.
 
-    error_K = _score_errors(x_ND, grid)
-    bias_K = (grid.norm.square() / 2 - error_K).float()
-    width_K = (2 * error_K).float()
-    best_N = torch.full((len(x_ND),), torch.inf, device=x_ND.device)
-    pieces = []
-    for start in range(0, len(grid.rows_KD), TILE_CENTROIDS):
-        tile = slice(start, start + TILE_CENTROIDS)
-        c_TD = grid.rows_KD[tile]
-        low_NT = score_buffer[: len(x_ND) * len(c_TD)].view(len(x_ND), len(c_TD))
-        torch.addmm(bias_K[tile], x_ND, c_TD.T, alpha=-1, out=low_NT)
-        least = low_NT.min(dim=1)
-        best_N = torch.minimum(best_N, least.values + width_K[tile][least.indices])
-        place = _true_positions(low_NT <= best_N[:, None])
-        row = place // len(c_TD)
-        pieces.append((row, place - row * len(c_TD) + start, low_NT.view(-1)[place]))
-    row, centroid, low = (torch.cat(column) for column in zip(*pieces, strict=True))
-    near = low <= best_N[row]
-    return row[near], centroid[near]
-
-
-def _score_errors(x_ND: torch.Tensor, grid: _Centroids) -> torch.Tensor:
-    """Return per centroid a bound on the error of its float32 score: float64 [K].
-
-    The score sums d products and |c|^2 / 2: as fp32_dot_error_bound with d + 1 terms. Seven terms
-    more and one percent cover the rounding of the bias, of the bound itself and of the comparison;
-    norms in float32 are good to one part in a thousand.
+    Scores are compared: x.c - |c|^2 / 2, which is (|x|^2 - d2) / 2.
     """
     import torch
 
-    row_norm = float(torch.linalg.vector_norm(x_ND, dim=1).max()) * 1.001
-    if not row_norm <= MAX_ROW_NORM * 1.01:
-        raise ValueError(
-            "rows must be finite and of norm at most 5: drop what reject_reasons names"
+    _check_length(block, centroids.frame)
+    best = torch.full((len(block),), -torch.inf, dtype=torch.float64, device=buffer.device)
+    pieces = []
+    for start in range(0, len(centroids.operand), TILE_CENTROIDS):
+        side = centroids.operand.part(slice(start, start + TILE_CENTROIDS))
+        tile = products.product(block, side, buffer)
+        if tile.dtype.is_floating_point:
+            tile += side.offset
+        unit = block.unit(side) if tile.dtype == torch.int32 else 1.0
+        slack = block.error.double() * float(side.length.max())
+        slack += block.length.double() * float(side.error.max())
+        slack += block.slop.double() + float(side.slop.max())
+        best = torch.maximum(best, tile.amax(dim=1).double() * unit - slack)
+        cut = (best - slack - window) / unit
+        cut = (cut.floor() - 1).to(tile.dtype) if unit != 1.0 else (cut - 1e-6 * cut.abs()).float()
+        row, column = products.positions(
+            products.Hits(torch.arange(len(block), device=tile.device), tile >= cut[:, None])
         )
-    gamma = fp32_dot_error_bound(x_ND.shape[1] + 8, 1.0, 1.0) * 1.01
-    return gamma * (row_norm * grid.norm + grid.norm.square() / 2)
+        value = tile[row, column].double() * unit
+        own = block.error[row].double() * side.length[column]
+        own += side.error[column].double() * block.length[row]
+        own += block.slop[row].double() + side.slop[column]
+        pieces.append((row, column + start, value, own))
+    row, centroid, value, own = (torch.cat(column) for column in zip(*pieces, strict=True))
+    lower = torch.full_like(best, -torch.inf).scatter_reduce_(0, row, value - own, "amax")
+    near = value + own >= lower[row] - window
+    rows, columns = row[near].cpu().numpy(), centroid[near].cpu().numpy()
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order]
 
 
 def _nearest(
-    x_ND: torch.Tensor, grid: _Centroids, row_P: torch.Tensor, centroid_P: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return cluster, d2 and centroid_cosine of every row, from its candidate centroids."""
-    import torch
-
-    square_N = _dot_units(x_ND, x_ND, is_long=False)
-    dot_P = _dot_units(x_ND, grid.rows_KD, row_P, centroid_P, is_long=grid.is_long)
-    d2_P = square_N[row_P] + grid.square_units[centroid_P] - 2 * dot_P
-    d2_N = _least_per_row(d2_P, row_P, len(x_ND))
-    is_least = d2_P == d2_N[row_P]
-    nearest_N = _least_per_row(centroid_P[is_least], row_P[is_least], len(x_ND))
-    twice_dot_N = square_N + grid.square_units[nearest_N] - d2_N
-    dot_N = (twice_dot_N // 2).double() * 2.0 ** (-2 * GRID_BITS)
-    norm_N = grid.norm[nearest_N]
-    cosine_N = torch.where(norm_N > 0, dot_N / norm_N.clamp_min(2.0**-24), 0.0)
-    return grid.number[nearest_N], d2_N.double() * 2.0 ** (-2 * GRID_BITS), cosine_N
-
-
-def _least_per_row(value_P: torch.Tensor, row_P: torch.Tensor, num_rows: int) -> torch.Tensor:
-    import torch
-
-    most = torch.full((num_rows,), torch.iinfo(torch.int64).max, device=value_P.device)
-    return most.scatter_reduce_(0, row_P, value_P, "amin")
+    rows: Float16Rows | torch.Tensor, centroids: Centroids, pairs: tuple[Ints, Ints]
+) -> Assigned:
+    """Return cluster, d2 and centroid_cosine of every row, from its candidate centroids by row."""
+    row, centroid = pairs
+    d2 = distance_units(rows, centroids.exact, row, centroid)
+    order = np.lexsort((centroid, d2, row))
+    first = order[np.searchsorted(row[order], np.arange(len(rows)))]
+    nearest, least = centroid[first], d2[first]
+    own = square_units(rows)
+    dot = np.ldexp(
+        ((own + centroids.exact.square_units[nearest] - least) // 2).astype(np.float64), -48
+    )
+    norm = centroids.norm[nearest]
+    cosine = np.where(norm > 0, dot / np.maximum(norm, 2.0**-24), 0.0)
+    return Assigned(
+        centroids.number[nearest].astype(np.uint32),
+        np.ldexp(least.astype(np.float64), -2 * GRID_BITS),
+        cosine,
+    )
 
 
-def _dot_units(
-    a_ND: torch.Tensor,
-    b_KD: torch.Tensor,
-    a_index: torch.Tensor | None = None,
-    b_index: torch.Tensor | None = None,
-    *,
-    is_long: bool,
-) -> torch.Tensor:
-    """Return the exact dots of a[a_index[p]] and b[b_index[p]] as int64 counts of 2^-48.
-
-    A float64 sum of multiples of 2^-48 is exact below 32. An int64 sum wraps around, and is exact
-    whenever its end is below 2^15, whatever happened on the way.
-    """
-    import torch
-
-    kind = torch.int64 if is_long else torch.float64
-    num_pairs = len(a_ND) if a_index is None else len(a_index)
-    units = torch.empty(num_pairs, dtype=torch.int64, device=a_ND.device)
-    step = PAIRS_PER_CHUNK if a_ND.device.type == "cpu" else PAIRS_PER_DEVICE_CHUNK
-    for start in range(0, num_pairs, step):
-        part = slice(start, start + step)
-        a = a_ND[part if a_index is None else a_index[part]].mul(1 << GRID_BITS).to(kind)
-        b = b_KD[part if b_index is None else b_index[part]].mul(1 << GRID_BITS).to(kind)
-        units[part] = a.mul_(b).sum(dim=1)
-    return units
+def _check_length(block: Operand, frame: Frame) -> None:
+    """Check, roughly, that no row is longer than MAX_ROW_NORM. Raises: ValueError."""
+    center = 0.0 if frame.center_D is None else float(frame.center_D.norm())
+    longest = float((block.length - block.error).max()) if len(block) else 0.0
+    if not longest <= 1.02 * (MAX_ROW_NORM + center):
+        raise ValueError(
+            "rows must be finite and of norm at most 5: drop what reject_reasons names"
+        )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep short operations off the thread pool: on a busy machine each waits for all of it."""
-    import torch
-
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def _true_positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return the flat positions of the set cells; on a CPU numpy is much faster than torch."""
-    import torch
-
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.view(-1).nonzero().view(-1)
-
-
-def _assigned(found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Assigned:
-    import torch
-
-    if not found:
-        return Assigned(np.empty(0, np.uint32), np.empty(0), np.empty(0))
-    cluster, d2, cosine = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
-    return Assigned(cluster.astype(np.uint32), d2, cosine)
+def _assigned(found: list[Assigned]) -> Assigned:
+    return Assigned(
+        np.concatenate([np.empty(0, np.uint32), *(one.cluster for one in found)]),
+        np.concatenate([np.empty(0), *(one.d2 for one in found)]),
+        np.concatenate([np.empty(0), *(one.centroid_cosine for one in found)]),
+    )
 
 
 def _check_dims(row_dim: int, centroid_dim: int) -> None:
-    from manifests.errors import UserError
-
     if row_dim != centroid_dim:
         raise UserError(
             f"The rows have {row_dim} dimensions and the centroids {centroid_dim}.",

@@ -32,6 +32,9 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+ENGINE_THREADS = "WARREN_THREADS"
+"""How many threads the exact engine may use, whose results do not depend on it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -151,7 +154,8 @@ def thread_env(resources: Resources) -> dict[str, str]:
     Ray sets OMP_NUM_THREADS itself and a plain process uses every core, so without this the same
     item could be summed in another order, to other low bits, on another executor.
     """
-    return dict.fromkeys(THREAD_VARIABLES, str(max(1, int(resources.num_cpus))))
+    granted = str(max(1, int(resources.num_cpus)))
+    return dict.fromkeys((*THREAD_VARIABLES, ENGINE_THREADS), granted)
 
 
 @contextmanager

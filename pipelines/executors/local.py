@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipelines.executors.base import (
+    ENGINE_THREADS,
     FATAL,
     Backlog,
     Done,
@@ -42,7 +43,8 @@ class LocalExecutor:
         """
         if not items:
             return
-        env = thread_env(resources) | self._worker_env
+        every_core = str(len(os.sched_getaffinity(0)))  # nothing runs beside this process's item
+        env = thread_env(resources) | {ENGINE_THREADS: every_core} | self._worker_env
         backlog = Backlog(items, max_attempts=resources.max_attempts)
         with environment(env):
             work = _start(make_worker, max_attempts=resources.max_attempts)

@@ -15,8 +15,9 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
+from curate.duplicates.components import components
+from curate.duplicates.judge import judge, survivor_similarity
 from curate.vectors import vector_parts
-from curate.vectors.dedup import components, judge, survivor_similarity
 from manifests import ledger, store
 from manifests.errors import UserError
 from manifests.strict import Strict

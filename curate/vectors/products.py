@@ -1,0 +1,361 @@
+"""Low-precision products that only filter: an estimate of each dot, and a proven bound on it.
+
+Rows are put down once as an Operand, in the form that one precision multiplies; `product` fills a
+tile with numbers v such that the exact dot of row i of `a` and row j of `b` is
+
+    a.unit(b) * v_ij + a.offset_i   +-   slack_ij
+    slack_ij = a.error_i * b.length_j + b.error_j * a.length_i + a.slop_i + b.slop_j
+
+Nothing here decides: what lies within the slack of a decision is computed again exactly.
+
+    int8   rows less a centre m, divided by a step and rounded: x - m = step * q + e. The integer
+           dots are exact, and |(x-m).(y-m) - step^2 q_x.q_y| <= |e_x| |y-m| + |e_y| |step q_x|
+           (Cauchy-Schwarz), with |e| known for each row. x.y follows by adding m.x and m.y.
+    fp32   no centre; gamma_d |x| |y| (see exact.fp32_dot_error_bound)
+    bf16   as fp32, and the rounding of both inputs (known) and of the output (2^-8 |x| |y|)
+    fp16   CUDA: inputs exact, sums in float32 by tensor cores, which truncate: 4 gamma_d |x| |y|
+
+Which is fastest depends on the machine (`fastest_precision` measures it); results never do.
+Legend: N, M rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.vectors.exact import Float16Rows, fp32_dot_error_bound, full_precision_gemm
+
+if TYPE_CHECKING:
+    import torch
+
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "fp16"]
+
+THREADS = "WARREN_THREADS"
+"""Environment variable: how many threads the engine may use in this process."""
+ROWS_PER_BLOCK = 512  # of the conversion: what fits a core's cache
+FITTED_ROWS = 4096
+CLIPPED_SHARE = 0.01  # of the rows may have an entry that the step does not reach
+_MAX_SHIFT = 2.0**28  # leaves int32 room for the dot beside it
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Rows as one side of a product; all fields on one device.
+
+    values [n, d]; step: what one unit of a value is worth; offset, error, length, slop: float32
+    [n], see the module; error and slop are upper bounds, length is one of |x - m|.
+    """
+
+    values: torch.Tensor
+    step: float
+    offset: torch.Tensor
+    error: torch.Tensor
+    length: torch.Tensor
+    slop: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def unit(self, other: Operand) -> float:
+        """Return what one unit of a tile is worth."""
+        return self.step * other.step
+
+    def part(self, which: slice) -> Operand:
+        """Return some of the rows, without copying."""
+        fields = (self.offset, self.error, self.length, self.slop)
+        return Operand(self.values[which], self.step, *(field[which] for field in fields))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How rows become operands: a precision, for int8 a centre (float32 [d]) and a step."""
+
+    precision: Precision
+    center_D: torch.Tensor | None = None
+    step: float = 1.0
+
+    @property
+    def bytes_per_value(self) -> int:
+        """Return how large one value of an operand is."""
+        return {"int8": 1, "bf16": 2, "fp16": 2}.get(self.precision, 4)
+
+    def operand(self, rows_ND: Float16Rows | NDArray[np.float32] | torch.Tensor) -> Operand:
+        """Return the rows as an operand. Rows are finite float16, or float32 on the grid 2^-24."""
+        import torch
+
+        rows = as_tensor(rows_ND)
+        num_rows, dim = rows.shape
+        kind = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16}
+        values = torch.empty(
+            (num_rows, dim), dtype=kind.get(self.precision, torch.float32), device=rows.device
+        )
+        figures = torch.empty((4, num_rows), device=rows.device)
+        fill = self._quantize if self.precision == "int8" else self._round
+        step = ROWS_PER_BLOCK if rows.device.type == "cpu" else 1 << 16
+        for start in range(0, num_rows, step):
+            part = slice(start, start + step)
+            fill(rows[part].float(), values[part], figures[:, part])
+        return Operand(values, self.step, *figures)
+
+    def _quantize(self, x_ND: torch.Tensor, out: torch.Tensor, figures: torch.Tensor) -> None:
+        import torch
+
+        assert self.center_D is not None, "int8 needs a centre"
+        offset, error, length, slop = figures
+        off_center = x_ND - self.center_D
+        size = torch.linalg.vector_norm(off_center, dim=1)
+        center_size = float(torch.linalg.vector_norm(self.center_D)) * 1.001
+        torch.mv(off_center, self.center_D, out=offset)
+        offset += 0.5 * center_size_squared(self.center_D)
+        levels = (off_center / self.step).round_().clamp_(-127, 127)
+        out.copy_(levels)
+        rest = off_center.sub_(levels, alpha=self.step)
+        # norms in float32 are good to one part in a thousand; x - m was rounded once, 2^-24 of it
+        error.copy_(torch.linalg.vector_norm(rest, dim=1) * 1.001 + 3 * _UNIT_ROUNDOFF * size)
+        length.copy_(size * 1.001 + error)
+        gamma = fp32_dot_error_bound(x_ND.shape[1] + 8, center_size, 1.01)
+        slop.copy_(gamma * (size + center_size) + self.step**2)
+
+    def _round(self, x_ND: torch.Tensor, out: torch.Tensor, figures: torch.Tensor) -> None:
+        import torch
+
+        offset, error, length, slop = figures
+        out.copy_(x_ND)
+        size = torch.linalg.vector_norm(x_ND, dim=1) * 1.001
+        gamma = fp32_dot_error_bound(x_ND.shape[1] + 8, 1.0, 1.0)
+        share = {"fp16": 2 * gamma, "bf16": gamma / 2 + 2.0**-9}.get(self.precision, gamma / 2)
+        lost = torch.linalg.vector_norm(x_ND - out.float(), dim=1) * 1.001
+        error.copy_(share * size + lost)
+        length.copy_(size + lost)
+        offset.zero_()
+        slop.fill_(2.0**-40)
+
+
+def center_size_squared(center_D: torch.Tensor) -> float:
+    """Return |m|^2 in float64."""
+    return float(center_D.double().square().sum())
+
+
+def fit(rows_ND: Float16Rows | torch.Tensor, precision: Precision = "auto") -> Frame:
+    """Return a frame that suits these rows: their mean, and a step that reaches all but a few.
+
+    Looks at FITTED_ROWS of them at most. Other rows may be put down in it as well: the bound is
+    measured row by row, and is only wider for rows that are unlike these.
+    """
+    import torch
+
+    few = rows_ND[:: max(1, -(-len(rows_ND) // FITTED_ROWS))]
+    sample = as_tensor(few).float()
+    chosen = fastest_precision(sample.device.type) if precision == "auto" else precision
+    if chosen != "int8":
+        return Frame(chosen)
+    center = sample.mean(dim=0) if len(sample) else torch.zeros(sample.shape[1])
+    return Frame("int8", center, fitted_step(sample - center, center))
+
+
+def fitted_step(centered_ND: torch.Tensor, center_D: torch.Tensor) -> float:
+    """Return the int8 step for rows less their centre.
+
+    Not so small that an offset of |m| times their length would overflow an int32 tile.
+    """
+    import torch
+
+    if not len(centered_ND):
+        return 1.0
+    largest = centered_ND.abs().amax(dim=1)
+    reach = float(torch.quantile(largest, 1.0 - CLIPPED_SHARE))
+    length = float(torch.linalg.vector_norm(centered_ND, dim=1).max())
+    offsets = (float(torch.linalg.vector_norm(center_D)) + length + 1.0) ** 2
+    return max(reach / 127, float(np.sqrt(8 * offsets / _MAX_SHIFT)))
+
+
+def product(a: Operand, b: Operand, buffer: torch.Tensor) -> torch.Tensor:
+    """Return the tile of all pairs, [len(a), len(b)], in the head of a flat buffer.
+
+    The buffer is `tile_buffer`'s. For int8 the offsets of `b` are added, rounded to one unit (which
+    `slop` covers), so that the whole tile has one scale and only the rows have offsets.
+    """
+    import torch
+
+    tile = buffer[: len(a) * len(b)].view(len(a), len(b))
+    if a.values.dtype == torch.int8:
+        torch._int_mm(a.values, b.values.T, out=tile)
+        shift = (b.offset.double() / a.unit(b)).round_().clamp_(-_MAX_SHIFT, _MAX_SHIFT)
+        return tile.add_(shift.to(torch.int32))
+    if a.values.dtype == torch.float16:
+        return torch.mm(a.values, b.values.T, out_dtype=torch.float32, out=tile)
+    return torch.mm(a.values, b.values.T, out=tile)
+
+
+def tile_buffer(frame: Frame, num_pairs: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return a flat buffer for tiles of up to `num_pairs` pairs."""
+    import torch
+
+    kinds = {"int8": torch.int32, "bf16": torch.bfloat16}
+    return torch.empty(
+        num_pairs, dtype=kinds.get(frame.precision, torch.float32), device=torch.device(device)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Some pairs of a tile: row, column int64 [p]; estimate and slack float64 [p]."""
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    estimate: NDArray[np.float64]
+    slack: NDArray[np.float64]
+
+    def take(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Pairs:
+        """Return some of the pairs."""
+        return Pairs(self.row[which], self.column[which], self.estimate[which], self.slack[which])
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Where a tile may be above a threshold: `mask` bool [h, M] of the tile's rows `row` int64 [h].
+
+    No other row has a hit.
+    """
+
+    row: torch.Tensor
+    mask: torch.Tensor
+
+    def count(self) -> int:
+        """Return how many pairs are hit."""
+        return int(np.count_nonzero(self.mask.cpu().numpy()))
+
+
+def hits_above(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> Hits:
+    """Return where the exact dot may be above the threshold; a little more, never less."""
+    cut_N = _row_cuts(tile, a, b, threshold)
+    row = (tile.amax(dim=1) >= cut_N).nonzero().view(-1)  # most rows of most tiles have none
+    if not len(row):
+        return Hits(row, tile[:0] > 0)
+    few = tile if len(row) == len(tile) else tile[row]
+    return Hits(row, few >= cut_N[row, None])
+
+
+def pairs_of(hits: Hits, tile: torch.Tensor, a: Operand, b: Operand) -> Pairs:
+    """Return the hit pairs with their estimates."""
+    row, column = positions(hits)
+    value = tile[row, column].double()
+    estimate = value * a.unit(b) + a.offset[row]
+    slack = a.error[row].double() * b.length[column] + b.error[column].double() * a.length[row]
+    slack += a.slop[row].double() + b.slop[column]
+    return Pairs(*(one.cpu().numpy() for one in (row, column, estimate, slack)))
+
+
+def pairs_above(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> Pairs:
+    """Return every pair of the tile whose exact dot may be above the threshold."""
+    found = pairs_of(hits_above(tile, a, b, threshold), tile, a, b)
+    return found.take(found.estimate + found.slack >= threshold)
+
+
+def _row_cuts(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> torch.Tensor:
+    """Return per row the least tile value that may mean a dot above the threshold."""
+    slack = a.error.double() * float(b.length.max()) + a.length.double() * float(b.error.max())
+    slack += a.slop.double() + float(b.slop.max())
+    cut = (threshold - a.offset.double() - slack) / a.unit(b)
+    if tile.dtype.is_floating_point:
+        return (cut - cut.abs() * 2.0**-20 - 2.0**-40).float()
+    return (cut.floor() - 1).clamp_(-(2.0**31), 2.0**31 - 1).to(tile.dtype)
+
+
+def positions(hits: Hits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return row and column of the hits in the tile: int64 [p] each."""
+    import torch
+
+    if hits.mask.device.type != "cpu":
+        row, column = hits.mask.nonzero(as_tuple=True)
+        return hits.row[row], column
+    place = torch.from_numpy(np.flatnonzero(hits.mask.numpy()))  # much faster than torch's
+    row = torch.div(place, max(1, hits.mask.shape[1]), rounding_mode="floor")
+    return hits.row[row], place - row * hits.mask.shape[1]
+
+
+def as_tensor(rows_ND: Float16Rows | NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
+    """Return an array as a tensor, copied only where torch could not share it."""
+    import torch
+
+    if isinstance(rows_ND, torch.Tensor):
+        return rows_ND
+    return torch.from_numpy(np.require(rows_ND, requirements=("C", "W")))
+
+
+@contextmanager
+def engine_threads(device_type: str = "cpu") -> Iterator[None]:
+    """Let torch use the threads that WARREN_THREADS grants, in full precision, without gradients.
+
+    Without the variable torch's own setting holds.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    granted = os.environ.get(THREADS)
+    if granted:
+        torch.set_num_threads(max(1, int(granted)))
+    try:
+        with full_precision_gemm(device_type):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=4)
+def fastest_precision(device_type: str = "cpu") -> Precision:
+    """Return the precision whose product is the fastest on this machine, measured once."""
+    if device_type == "cuda":
+        return "fp16"
+    rates = {precision: _rate(precision) for precision in _usable_on_cpu()}
+    best = max(rates, key=lambda precision: rates[precision])
+    return best if rates[best] > 1.3 * rates["fp32"] else "fp32"
+
+
+def _usable_on_cpu() -> list[Precision]:
+    import torch
+
+    usable: list[Precision] = ["fp32"]
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        usable.append("bf16")
+    if torch.cpu._is_vnni_supported() and _int8_is_exact():
+        usable.append("int8")
+    return usable
+
+
+def _int8_is_exact() -> bool:
+    """Tell whether integer products are free of saturation, which old instruction sets have."""
+    import torch
+
+    rows = torch.tensor([127, -127], dtype=torch.int8).repeat_interleave(32)[:, None]
+    rows = rows.expand(64, 768).contiguous()
+    truth = rows.double() @ rows.double().T
+    return bool((torch._int_mm(rows, rows.T).double() == truth).all())
+
+
+def _rate(precision: Precision, *, side: int = 1024, dim: int = 768) -> float:
+    """Return products per second of one tile."""
+    import torch
+
+    frame = Frame(precision, torch.zeros(dim), 1.0)
+    rows = torch.arange(side * dim, dtype=torch.float32).remainder_(7).view(side, dim)
+    operand, buffer = frame.operand(rows), tile_buffer(frame, side * side)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        product(operand, operand, buffer)
+        seconds.append(time.perf_counter() - started)
+    return 1.0 / min(seconds[1:])
