@@ -61,6 +61,24 @@ ASSIGNMENTS = pa.schema(
         _field("cluster", pa.uint32()),
         _field("d2", pa.float64()),  # exact squared distance to the cluster's centroid
         _field("centroid_cosine", pa.float64()),  # x.c / |c|
+        _field("ghosts", pa.list_(pa.uint32()), null=True),  # other clusters that the row meets
+    ]
+)
+
+FOREST = pa.schema(
+    [
+        _field("uid_a", pa.uint64()),
+        _field("uid_b", pa.uint64()),  # uid_a < uid_b
+        _field("similarity", pa.float64()),  # exact
+    ]
+)
+
+SELECTABLE = pa.schema(
+    [
+        _field("uid", pa.uint64()),
+        _field("cluster", pa.uint32()),
+        _field("clip_score", pa.float64(), null=True),
+        _field("centroid_cosine", pa.float64()),
     ]
 )
 
@@ -119,6 +137,8 @@ TABLES: dict[str, pa.Schema] = {
     "SAMPLES": SAMPLES,
     "VECTORS": VECTORS,
     "ASSIGNMENTS": ASSIGNMENTS,
+    "FOREST": FOREST,
+    "SELECTABLE": SELECTABLE,
     "VERDICTS": VERDICTS,
     "QUARANTINE": QUARANTINE,
     "CORESET": CORESET,

@@ -156,6 +156,56 @@ def read_array(path: str) -> npt.NDArray[Any]:
     return found
 
 
+def read_slice(path: str, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> Any:
+    """Return entries start..stop of an npy file's first axis, reading no other bytes of it.
+
+    Args: out: array whose head is filled and returned, of the file's dtype and inner shape, in C
+    order. Raises: PartDamaged when the file is missing, cut short or not a plain npy file.
+    """
+    fs, local = filesystem(path)
+    try:
+        with fs.open(local, "rb") as file:
+            shape, dtype = _npy_header(file)
+            stop = min(stop, shape[0])
+            found = np.empty((stop - start, *shape[1:]), dtype) if out is None else out
+            found = found[: stop - start]
+            file.seek(start * found.strides[0] if len(found) else 0, os.SEEK_CUR)
+            _read_fully(file, found)
+    except (OSError, ValueError, EOFError) as error:
+        raise PartDamaged(f"{path} cannot be read: {error}") from error
+    return found
+
+
+def length_of(path: str) -> int:
+    """Return how many entries the first axis of an npy file has. Raises: PartDamaged."""
+    fs, local = filesystem(path)
+    try:
+        with fs.open(local, "rb") as file:
+            return int(_npy_header(file)[0][0])
+    except (OSError, ValueError, EOFError) as error:
+        raise PartDamaged(f"{path} cannot be read: {error}") from error
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+        version, np.lib.format.read_array_header_2_0
+    )
+    shape, is_fortran, dtype = read(file)
+    if is_fortran or not shape or dtype.hasobject:
+        raise ValueError(f"a plain array in C order is needed, not {dtype} {shape}")
+    return shape, dtype
+
+
+def _read_fully(file: BinaryIO, into: npt.NDArray[Any]) -> None:
+    view = into.reshape(-1).view(np.uint8).data
+    while len(view):
+        num_read = file.readinto(view)  # type: ignore[attr-defined]
+        if not num_read:
+            raise EOFError(f"{len(view)} bytes are missing at its end")
+        view = view[num_read:]
+
+
 def sha256_of(path: str) -> str:
     """Return the SHA-256 of a whole file, in hexadecimal."""
     fs, local = filesystem(path)

@@ -72,7 +72,7 @@ def plan(recipe: Recipe, out: str | None, *, until: str | None = None) -> list[S
     links = build(recipe, out or "", until=until)
     found = [_status(link.directory) if out else _new(link) for link in links]
     if found[0].items is None:
-        (phase,) = links[0].stage.phases
+        (phase,) = links[0].stage.phases_for(links[0].view.config)
         found[0] = replace(found[0], items=len(links[0].stage.plan(phase, links[0].view)))
     return found
 

@@ -79,6 +79,9 @@ class Progress:
         self._event("stage_done", stage, fingerprint=record["fingerprint"])
         line = f"{stage}: {_counts(Tally.from_json(record))}, {record['seconds']:.1f} s"
         self._say(line)
+        quality = record["notes"].get("quality")
+        if quality:
+            self._say(f"{stage}: {quality_text(quality)}")
 
     def figures(self) -> str:
         """Return done/total, rows per second, kept share and time left of the current phase."""
@@ -143,6 +146,17 @@ class LiveProgress(Progress):
 
     def _say(self, line: str) -> None:
         self._bars.console.print(line, markup=False, highlight=False)
+
+
+def quality_text(figures: Mapping[str, Any]) -> str:
+    """Return how good the clusters are in one line; see curate/vectors/cluster_quality.py."""
+    held_out, sizes = figures["objective_held_out"], figures["size_quantiles"]
+    shown = "no row held out" if held_out is None else f"objective {held_out:.5f} on held-out rows"
+    return (
+        f"{figures['clusters']:,} clusters, {shown}; sizes: 1% {sizes['0.01']:,}, "
+        f"median {sizes['0.5']:,}, 99% {sizes['0.99']:,}, largest {figures['rows_largest']:,} "
+        f"({figures['largest_share']:.1%} of all), {figures['size_histogram'].get('0', 0):,} empty"
+    )
 
 
 def make_progress(out: str) -> Progress:

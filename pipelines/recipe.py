@@ -22,6 +22,8 @@ _PLAIN_KEYS = ("seed", "max_quarantine_fraction", "item_timeout_seconds", "sourc
 # a date such as 2024-99-99 is a ValueError, thousands of brackets a RecursionError
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+SECTIONS = {stage.asked_by: stage for stage in STAGES.values() if stage.name != "ingest"}
+"""Section -> a stage that it asks for; all of one section have the section's config class."""
 _NEEDS_IMAGES = ("embed", "assemble")
 
 
@@ -29,16 +31,18 @@ _NEEDS_IMAGES = ("embed", "assemble")
 class Recipe:
     """A whole run.
 
-    configs: stage name -> its config, in run order; a stage that the recipe does not name is
-    skipped. max_quarantine_fraction: largest share of bad rows per stage; it decides whether a
-    stage is accepted, not what it makes, so it enters no fingerprint. item_timeout_seconds: an
-    item that runs longer on a Ray worker is stopped and tried again; None waits for ever.
+    sections: section -> its config, as the recipe has it. configs: stage name -> its config, in run
+    order; a stage whose section the recipe does not have is skipped. max_quarantine_fraction:
+    largest share of bad rows per stage; it decides whether a stage is accepted, not what it makes,
+    so it enters no fingerprint. item_timeout_seconds: an item that runs longer on a Ray worker is
+    stopped and tried again; None waits for ever.
     """
 
     seed: int
     max_quarantine_fraction: float
     item_timeout_seconds: float | None
     source: SourceConfig
+    sections: Mapping[str, Strict]
     configs: Mapping[str, Strict]
 
     def stages(self, until: str | None = None) -> list[Stage]:
@@ -64,8 +68,7 @@ class Recipe:
             "item_timeout_seconds": self.item_timeout_seconds,
             "source": self.source.model_dump(mode="json"),
         }
-        stages = {k: c.model_dump(mode="json") for k, c in self.configs.items() if k != "ingest"}
-        return found | stages
+        return found | {name: one.model_dump(mode="json") for name, one in self.sections.items()}
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -82,7 +85,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(values: Mapping[str, Any]) -> Recipe:
     """Return the recipe that a parsed YAML mapping means. Raises: UserError."""
-    known = [*_PLAIN_KEYS, *(name for name in STAGES if name != "ingest")]
+    known = [*_PLAIN_KEYS, *SECTIONS]
     for name in values:
         if name not in known:
             raise unknown_key(str(name), known, where="recipe")
@@ -91,13 +94,17 @@ def parse(values: Mapping[str, Any]) -> Recipe:
             "recipe.source is missing.", "It says where the pairs are.", "Add source: ..."
         )
     source = SourceConfig.load(values["source"], where="recipe.source")
-    configs: dict[str, Strict] = {"ingest": source}
-    for name, stage in STAGES.items():
+    sections: dict[str, Strict] = {}
+    for name, stage in SECTIONS.items():
         if name in values:
             given = {} if values[name] is None else values[name]
-            configs[name] = config_class(stage).load(given, where=f"recipe.{name}")
-    _check_pairs(source, configs)
-    return Recipe(_seed(values), _fraction(values), _timeout(values), source, configs)
+            sections[name] = config_class(stage).load(given, where=f"recipe.{name}")
+    _check_pairs(source, sections)
+    configs: dict[str, Strict] = {"ingest": source}
+    for name, stage in STAGES.items():
+        if stage.asked_by in sections:
+            configs[name] = stage.config_from(sections)
+    return Recipe(_seed(values), _fraction(values), _timeout(values), source, sections, configs)
 
 
 def config_class(stage: Stage) -> type[Strict]:

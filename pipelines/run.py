@@ -110,8 +110,10 @@ def _run_stage(
     store.remove_temporaries(link.directory.path)
     markers: list[Marker] = []
     planned: list[str] = []
-    for phase in link.stage.phases:
+    for phase in link.stage.phases_for(link.view.config):
         items = link.stage.plan(phase, link.view)
+        if not items and planned:
+            continue
         planned += [item.name for item in items]
         store.write_json(link.directory.path, ITEMS, {"items": planned})
         resources = _resources(link, recipe, executor)

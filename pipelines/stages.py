@@ -1,15 +1,17 @@
 """THE TABLE of stages, in run order.
 
 A new stage is one file in curate/ (a Strict config, `plan(view) -> list[Item]`,
-`work(view, item) -> Output`), one row here, and its section in a recipe. Modules are named, not
-imported, so that `warren --help` stays fast. Raise `version` whenever the same config and input
-would give another result: the fingerprint then changes and nothing stale is reused.
+`work(view, item) -> Output`), one row here, and its section in a recipe. One section may ask for
+several stages: what changes less often comes first, and is kept when the rest is changed. Modules
+are named, not imported, so that `warren --help` stays fast. Raise `version` whenever the same
+config and input would give another result: the fingerprint then changes and nothing stale is
+reused.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,10 +23,19 @@ Shape = Literal["map", "group", "reduce"]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Items that may run side by side; the next phase starts when all are done."""
+    """Items that may run side by side; the next phase starts when all are done.
+
+    round: which repetition of a phase that a stage repeats; plan and work are told.
+    """
 
     plan: str = "plan"
     work: str = "work"
+    round: int | None = None
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """Return what else plan and work are called with."""
+        return () if self.round is None else (self.round,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,11 @@ class Stage:
     """One row of the table.
 
     shape: map (part -> part), group (rows bucketed by cluster) or reduce (all -> one).
+    phases_of: name of the module's function (config -> (plan, work, round) each), where the config
+    says how many phases there are.
+    section: the section of a recipe that asks for this stage; its own name by default.
+    derive: name of the module's function (section, all sections -> config), where the stage's
+    config is less than its section, so that a change of the rest makes nothing anew.
     identity: name of the module's function (config -> JSON) that says what outside files are read.
     wants_gpu: a worker gets a GPU where the cluster has any.
     uses_seed: the recipe's seed changes the result, so it enters the fingerprint.
@@ -44,19 +60,41 @@ class Stage:
     shape: Shape
     version: int = 1
     phases: tuple[Phase, ...] = (Phase(),)
+    phases_of: str | None = None
+    section: str | None = None
+    derive: str | None = None
     identity: str | None = None
     wants_gpu: bool = False
     uses_seed: bool = False
 
     def plan(self, phase: Phase, view: View) -> list[Item]:
         """Return the phase's items."""
-        found: list[Item] = self.function(phase.plan)(view)
+        found: list[Item] = self.function(phase.plan)(view, *phase.told)
         return found
 
     def work(self, phase: Phase, view: View, item: Item) -> Output:
         """Do one item."""
-        made: Output = self.function(phase.work)(view, item)
+        made: Output = self.function(phase.work)(view, item, *phase.told)
         return made
+
+    def phases_for(self, config: Strict) -> Sequence[Phase]:
+        """Return the phases of a run with this config."""
+        if self.phases_of is None:
+            return self.phases
+        return [Phase(*one) for one in self.function(self.phases_of)(config)]
+
+    @property
+    def asked_by(self) -> str:
+        """The section of a recipe that asks for this stage."""
+        return self.section or self.name
+
+    def config_from(self, sections: Mapping[str, Strict]) -> Strict:
+        """Return the stage's config, from the sections of a recipe."""
+        section = sections[self.asked_by]
+        if self.derive is None:
+            return section
+        found: Strict = self.function(self.derive)(section, sections)
+        return found
 
     def identify(self, config: Strict) -> Any:
         """Return what the outside files that this stage reads are, or None."""
@@ -81,16 +119,40 @@ _ROWS = (
         wants_gpu=True,
     ),
     Stage(
+        "centroids",
+        "curate.vectors.centroids",
+        "ClusterConfig",
+        "VERDICTS",
+        "reduce",
+        phases_of="phases",
+        section="cluster",
+        identity="identity",
+        wants_gpu=True,
+        uses_seed=True,
+    ),
+    Stage(
         "cluster",
         "curate.vectors.cluster",
         "ClusterConfig",
         "ASSIGNMENTS",
         "map",
-        phases=(Phase("plan_training", "train"), Phase()),
-        identity="identity",
-        uses_seed=True,
+        version=2,
+        phases=(Phase(), Phase("plan_quality", "quality")),
+        derive="assignment",
+        wants_gpu=True,
     ),
-    Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group"),
+    Stage(
+        "forest",
+        "curate.duplicates.forest_stage",
+        "DedupConfig",
+        "FOREST",
+        "group",
+        phases=(Phase(), Phase("plan_merges", "merge")),
+        section="dedup",
+        derive="forest_of",
+        wants_gpu=True,
+    ),
+    Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group", version=2),
     Stage(
         "select", "curate.rows.select_stage", "SelectConfig", "VERDICTS", "reduce", uses_seed=True
     ),

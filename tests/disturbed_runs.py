@@ -22,7 +22,7 @@ PHASE_SECONDS = 120.0
 RUN_SECONDS = 300.0
 GONE_SECONDS = 100.0
 """Ray's workers end within a second of their driver, its two agents try for a minute to report."""
-DEDUP_ROWS_PER_ITEM = 24
+ROWS_PER_BUCKET = 24
 
 # Found by every Python process of a run, workers too: a disk that takes its time over each marker,
 # so that there is a moment between an item's data and its marker, and one between two items.
@@ -38,8 +38,8 @@ os.replace = _slow
 
 # The command line, with dedup's small world cut into several items.
 WARREN = f"""
-from curate.duplicates import dedup_stage
-dedup_stage.ROWS_PER_ITEM = {DEDUP_ROWS_PER_ITEM}
+from curate.duplicates import forest_stage
+forest_stage.ROWS_PER_BUCKET = {ROWS_PER_BUCKET}
 from pipelines.cli import main
 main()
 """

@@ -275,7 +275,7 @@ def test_selected_rows_carry_their_scores(tmp_path: Path) -> None:
             recipe(
                 written(tmp_path / "in"),
                 embed={"model": str(model)},
-                cluster={"num_clusters": 2},
+                cluster={"num_clusters": 2, "min_rows_per_centroid": 1},
                 select={"clip_band": [0.1, 0.9], "num_samples": 7},
             ),
             tmp_path / "out",

@@ -175,7 +175,7 @@ def selected(tmp_path: Path) -> dict[str, StageDir]:
     recipe = recipe_for(
         embeddings(tmp_path / "in"),
         "clip_retrieval",
-        cluster={"num_clusters": 4},
+        cluster={"num_clusters": 4, "min_rows_per_centroid": 1},
         dedup={},
         select={"clip_band": [0.1, 0.9], "centroid_band": [0.1, 0.9], "num_samples": 20},
     )

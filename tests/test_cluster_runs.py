@@ -44,17 +44,23 @@ def test_filtered_and_quarantined_rows_are_in_no_cluster_and_no_training(tmp_pat
     images[3] = 0
     folder = write_embeddings(tmp_path / "in", 0, images, unit_rows(30, seed=1))
     recipe = recipe_for(
-        folder, "clip_retrieval", filter={"max_caption_chars": 19}, cluster={"num_clusters": 9}
+        folder,
+        "clip_retrieval",
+        filter={"max_caption_chars": 19},
+        cluster={"num_clusters": 9, "min_rows_per_centroid": 1},
     )
     chain = stages(run_here(recipe, tmp_path / "out"))
     uids = pq.read_table(chain["cluster"].files()[0]).column("uid").to_pylist()
     assert uids == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    assert record(chain["cluster"])["notes"]["centroids"] == {"clusters": 9, "training_rows": 9}
+    notes = record(chain["centroids"])["notes"]["centroids"]
+    assert (notes["clusters"], notes["training_rows"]) == (9, 9)
 
 
 def test_more_clusters_than_rows_and_no_rows_at_all_are_user_errors(tmp_path: Path) -> None:
     folder = write_embeddings(tmp_path / "in", 0, unit_rows(5))
-    recipe = recipe_for(folder, "clip_retrieval", filter={}, cluster={"num_clusters": 6})
+    recipe = recipe_for(
+        folder, "clip_retrieval", filter={}, cluster={"num_clusters": 6, "min_rows_per_centroid": 1}
+    )
     with pytest.raises(UserError, match="6 clusters were asked for, from 5 rows"):
         run_here(recipe, tmp_path / "out")
     with pytest.raises(UserError, match="No row is left to cluster"):
@@ -80,7 +86,9 @@ def test_given_centroids_that_are_no_centroids_are_user_errors(tmp_path: Path) -
         with pytest.raises(UserError, match=message):
             run_here(recipe, tmp_path / "out")
     np.save(path, unit_rows(4))
-    both = recipe | {"cluster": {"centroids": str(path), "num_clusters": 5}}
+    both = recipe | {
+        "cluster": {"centroids": str(path), "num_clusters": 5, "min_rows_per_centroid": 1}
+    }
     with pytest.raises(UserError, match="num_clusters is 5, but"):
         run_here(both, tmp_path / "out")
     folder_instead = recipe | {"cluster": {"centroids": str(tmp_path)}}

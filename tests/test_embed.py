@@ -184,7 +184,7 @@ def test_a_part_of_bad_images_only_leaves_a_gap_that_later_stages_cross(
         folder,
         "webdataset",
         embed=config_of(model),
-        cluster={"num_clusters": 1},
+        cluster={"num_clusters": 1, "min_rows_per_centroid": 1},
         max_quarantine_fraction=0.5,
     )
     chain = stages(run_here(values, tmp_path / "out"))

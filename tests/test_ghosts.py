@@ -39,9 +39,8 @@ def test_ghosts_are_those_of_the_definition(precision: str) -> None:
         margin, cap = [0.0, 0.04, 0.2646, 0.5][seed % 4], [1, 3, None][seed % 3]
         if not len(rows):
             continue
-        cluster = assign(rows, world.centroids).cluster
         ready = prepare(world.centroids, rows, precision)
-        row, ghost = ghosts_of(rows, ready, cluster, margin=margin, cap=cap)
+        row, ghost = ghosts_of(rows, ready, margin=margin, cap=cap)
         truth = by_definition(rows, world.centroids, margin, cap)
         assert list(zip(row.tolist(), ghost.tolist(), strict=True)) == truth
         found += len(truth)
@@ -56,7 +55,7 @@ def test_with_the_full_margin_and_no_cap_every_near_pair_is_met() -> None:
     cluster = assign(rows, rows[:20].astype(np.float32)).cluster
     above = 0.86
     margin = float(np.sqrt(2 - 2 * above) / 2 + 1e-3)
-    row, ghost = ghosts_of(rows, rows[:20].astype(np.float32), cluster, margin=margin, cap=None)
+    row, ghost = ghosts_of(rows, rows[:20].astype(np.float32), margin=margin, cap=None)
     meets = {(int(i), int(k)) for i, k in zip(row, ghost, strict=True)}
     dots = rows.astype(np.float64) @ rows.astype(np.float64).T
     pairs = [(i, j) for i, j in np.argwhere(np.triu(dots > above, 1)) if cluster[i] != cluster[j]]

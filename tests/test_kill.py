@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from disturbed_runs import DEDUP_ROWS_PER_ITEM, HERE, Command, Moment, all_gone
+from disturbed_runs import HERE, ROWS_PER_BUCKET, Command, Moment, all_gone
 from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from small_inputs import run_here
 
-from curate.duplicates import dedup_stage
+from curate.duplicates import forest_stage
 from manifests.checks import check
 from pipelines import ask
 from pipelines.cli import run_cli
@@ -27,13 +27,18 @@ from pipelines.progress import Progress
 from pipelines.recipe import load
 from pipelines.run import run
 
-MIDDLE = [Moment("cluster", 1), Moment("dedup")]
+MIDDLE = [Moment("centroids", 2), Moment("cluster"), Moment("forest"), Moment("dedup")]
 ALL = [
     Moment("ingest"),
     Moment("filter"),
     Moment("embed"),
+    Moment("centroids", 0),
+    Moment("centroids", 1),
+    Moment("centroids", 2),
+    Moment("centroids", 3),
     Moment("cluster", 0),
     Moment("cluster", 1),
+    Moment("forest"),
     Moment("dedup"),
     Moment("select"),
     Moment("assemble", 0),
@@ -46,7 +51,7 @@ Make = Callable[..., dict[str, Any]]
 @pytest.fixture
 def undisturbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Any]:
     """Return what a recipe gives when nothing happens, with dedup cut as `Command` cuts it."""
-    monkeypatch.setattr(dedup_stage, "ROWS_PER_ITEM", DEDUP_ROWS_PER_ITEM)
+    monkeypatch.setattr(forest_stage, "ROWS_PER_BUCKET", ROWS_PER_BUCKET)
 
     def digests(recipe: Path) -> dict[str, str]:
         run_here(yaml.safe_load(recipe.read_text()), tmp_path / "undisturbed")

@@ -164,7 +164,11 @@ def copy_to_memory(folder: Path, name: str) -> None:
 def test_a_run_in_memory_gives_the_tables_of_a_run_on_disk(tmp_path: Path) -> None:
     folder = embeddings(tmp_path / "in", num_parts=2)
     copy_to_memory(folder, "/source")
-    sections: dict[str, Any] = {"filter": {"min_caption_chars": 1}, "cluster": {"num_clusters": 4}}
+    sections: dict[str, Any] = {
+        "filter": {"min_caption_chars": 1},
+        "cluster": {"num_clusters": 4, "min_rows_per_centroid": 1, "iterations": 4},
+        "dedup": {"ghost_margin": 0.1},
+    }
     there = stages(
         run_here(recipe_for("memory://source", "clip_retrieval", **sections), "memory://out")
     )
@@ -176,7 +180,14 @@ def test_a_run_in_memory_gives_the_tables_of_a_run_on_disk(tmp_path: Path) -> No
     assert [link.directory for link in again] == list(there.values())
     assert all(one.holds for one in checks.check("memory://out", there))
     (story,) = lineage.why(there, "0000-1")
-    assert [step.stage for step in story.steps] == ["ingest", "filter", "cluster"]
+    assert [step.stage for step in story.steps] == [
+        "ingest",
+        "filter",
+        "centroids",
+        "cluster",
+        "forest",
+        "dedup",
+    ]
 
 
 def test_tars_in_memory_are_ingested_like_tars_on_disk(tmp_path: Path) -> None:

@@ -96,20 +96,46 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return [name for name in before if before[name] != after[name]]
 
 
+FOUR = {"num_clusters": 4, "min_rows_per_centroid": 1}
+
+
 def test_a_fingerprint_depends_on_what_decides_the_result_and_on_nothing_else(
     tmp_path: Path,
 ) -> None:
     folder = embeddings(tmp_path / "in")
-    base = recipe_for(folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4})
+    base = recipe_for(folder, "clip_retrieval", filter={}, cluster=FOUR)
     first = marks(base)
     assert marks(base | {"filter": {"min_side": 0}}) == first, "a default written out"
     assert marks(base | {"max_quarantine_fraction": 1.0}) == first
-    assert changed(first, marks(base | {"filter": {"min_side": 1}})) == ["filter", "cluster"]
-    assert changed(first, marks(base | {"seed": 1})) == ["cluster"], (
+    assert changed(first, marks(base | {"filter": {"min_side": 1}})) == [
+        "filter",
+        "centroids",
+        "cluster",
+    ]
+    assert changed(first, marks(base | {"seed": 1})) == ["centroids", "cluster"], (
         "ingest and filter draw nothing"
     )
-    assert changed(first, marks(base | {"cluster": {"num_clusters": 5}})) == ["cluster"]
-    assert len(set(first.values())) == 3
+    assert changed(first, marks(base | {"cluster": FOUR | {"num_clusters": 5}})) == [
+        "centroids",
+        "cluster",
+    ]
+    assert len(set(first.values())) == 4
+
+
+def test_each_key_of_dedup_makes_anew_only_the_stages_that_it_decides(tmp_path: Path) -> None:
+    folder = embeddings(tmp_path / "in")
+    base = recipe_for(folder, "clip_retrieval", cluster=FOUR, dedup={"floor": 0.8})
+    first = marks(base)
+    cases = {
+        "dedup": [{"similarity_above": 0.9}, {"keep": "far"}],
+        "forest dedup": [{"floor": 0.85}],
+        "cluster forest dedup": [{"ghost_margin": 0.04}],
+    }
+    for stages_anew, keys in cases.items():
+        for key in keys:
+            made = marks(base | {"dedup": {"floor": 0.8} | key})
+            assert changed(first, made) == stages_anew.split()
+    assert changed(first, marks(base | {"dedup": {"floor": 0.8, "ghost_cap": 1}})) == ["dedup"]
 
 
 def test_a_moved_source_is_the_same_and_a_changed_file_is_not(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def test_a_changed_config_makes_a_new_directory_and_shares_everything_before_it(
     tmp_path: Path,
 ) -> None:
     folder = embeddings(tmp_path / "in")
-    recipe = recipe_for(folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4})
+    recipe = recipe_for(
+        folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4, "min_rows_per_centroid": 1}
+    )
     first = stages(run_here(recipe, tmp_path / "out"))
     before = snapshot(tmp_path / "out")
     other = stages(run_here(recipe | {"filter": {"min_caption_chars": 1}}, tmp_path / "out"))
@@ -172,7 +174,9 @@ def test_latest_names_one_chain_whose_every_stage_was_made_from_those_before(
     tmp_path: Path,
 ) -> None:
     folder = embeddings(tmp_path / "in")
-    old = recipe_for(folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4})
+    old = recipe_for(
+        folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4, "min_rows_per_centroid": 1}
+    )
     new = old | {"filter": {"min_caption_chars": 1}}
     out = tmp_path / "out"
     first = stages(run_here(old, out))
@@ -183,22 +187,27 @@ def test_latest_names_one_chain_whose_every_stage_was_made_from_those_before(
     assert read_latest(str(out)) == filtered, "the old clusters came from another filter"
     second = stages(run_here(new, out))
     assert read_latest(str(out)) == second
-    unclustered = recipe_for(folder, "clip_retrieval", cluster={"num_clusters": 4})
+    unclustered = recipe_for(
+        folder, "clip_retrieval", cluster={"num_clusters": 4, "min_rows_per_centroid": 1}
+    )
     third = stages(run_here(unclustered, out))
-    assert list(third) == ["ingest", "cluster"]
+    assert list(third) == ["ingest", "centroids", "cluster"]
     assert read_latest(str(out)) == third
 
 
 def test_a_stage_about_to_be_made_anew_is_not_told_as_finished(tmp_path: Path) -> None:
     folder = embeddings(tmp_path / "in")
-    old = recipe_for(folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4})
+    old = recipe_for(
+        folder, "clip_retrieval", filter={}, cluster={"num_clusters": 4, "min_rows_per_centroid": 1}
+    )
     out = tmp_path / "out"
     run_here(old, out)
     with pytest.raises(UserError, match="999 clusters"):
-        run_here(old | {"cluster": {"num_clusters": 999}}, out)
+        run_here(old | {"cluster": {"num_clusters": 999, "min_rows_per_centroid": 1}}, out)
     assert [(one.stage, one.state) for one in ask.status(str(out))] == [
         ("ingest", "finished"),
         ("filter", "finished"),
-        ("cluster", "unfinished"),
+        ("centroids", "new"),
+        ("cluster", "new"),
     ]
     assert list(ask.chain_of(str(out))) == ["ingest", "filter"]

@@ -12,7 +12,7 @@ from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from ray_env import ray_cluster  # noqa: F401
 from small_inputs import rows_of, run_here, stages
 
-from curate.duplicates import dedup_stage
+from curate.duplicates import forest_stage
 from curate.vectors import cluster
 from manifests.checks import check
 from manifests.schemas import TABLES
@@ -130,8 +130,8 @@ def test_items_and_blocks_of_another_size_decide_the_same(
 ) -> None:
     recipe = worlds["embeddings"]
     usual = stages(run_here(recipe, tmp_path / "usual"))
-    monkeypatch.setattr(dedup_stage, "ROWS_PER_ITEM", rows)
-    monkeypatch.setattr(cluster, "ROWS_PER_READ", rows)
+    monkeypatch.setattr(forest_stage, "ROWS_PER_BUCKET", rows)
+    monkeypatch.setattr(cluster, "ROWS_PER_STEP", rows)
     packed = stages(run_here(recipe, tmp_path / "packed"))
     assert len(packed["dedup"].files()) > len(usual["dedup"].files())
     assert_same_decisions(usual, packed)

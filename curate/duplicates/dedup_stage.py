@@ -1,156 +1,130 @@
-"""The dedup stage: one row of every near-duplicate component stays, decided within each cluster.
+"""The dedup stage: one row of every near-duplicate component stays.
 
-Items are runs of consecutive clusters of about `ROWS_PER_ITEM` rows; how clusters are packed into
-items does not change the result.
+The forest is cut at the threshold, which takes no embedding: only the policy that compares rows
+with their component's mean reads some. Items are the forest's buckets. Where rows are compared
+across clusters (ghosts), components are global, and one item does them all, with about 100 bytes a
+row.
+
+    part-00000.parquet        VERDICTS; a dropped row's score is the weakest similarity on the
+                              strongest chain of near-duplicates to the row that stays in its place
+    kept/part-00000.parquet   SELECTABLE, the rows that stay
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
-from pydantic import Field
 
-from curate.duplicates.components import components
-from curate.duplicates.judge import judge, survivor_similarity
+from curate.dedup_config import DedupConfig, ForestConfig
+from curate.duplicates.forest import Forest
+from curate.duplicates.forest_stage import (
+    Edges,
+    finished_buckets,
+    local_forest,
+    read_edges,
+    strongest,
+)
+from curate.duplicates.judge import Judged, judge
 from curate.vectors import vector_parts
-from manifests import ledger, store
+from curate.vectors.grouped import Grouped, Members
+from manifests import ledger, paths
 from manifests.errors import UserError
-from manifests.strict import Strict
+from manifests.schemas import SELECTABLE, conform
 from manifests.work import Item, Output, View, part_name
 
-ROWS_PER_ITEM = 1 << 17
+__all__ = ["DedupConfig", "plan", "work"]
+
 REASON = "near_duplicate"
-
-Float64s = npt.NDArray[np.float64]
-Uint64s = npt.NDArray[np.uint64]
-
-
-class DedupConfig(Strict):
-    """What counts as a near-duplicate, and which one stays."""
-
-    similarity_above: float = Field(default=0.86, ge=-1.0, le=1.0)
-    """Rows of one cluster whose exact similarity is above this (strictly) are joined; the paper's
-    value, with ViT-L/14 embeddings."""
-    keep: Literal["middle", "far", "near", "clip_max", "inner_middle"] = "middle"
-    """Which row of a component stays, by distance to the cluster's centroid: the upper median (the
-    paper's), the farthest, the nearest; or the largest clip score; or the median by distance to the
-    component's mean (rounded, so the one policy that is not exact)."""
 
 
 def plan(view: View) -> list[Item]:
-    """Items of consecutive clusters; a cluster is never cut."""
+    """One item per bucket of the forest, or one for all of them where there are ghosts."""
     if "cluster" not in view.before:
         raise UserError(
             "dedup needs clusters.",
             "Rows are compared within their cluster; the recipe has no cluster section.",
-            "Add e.g. cluster: {num_clusters: 64}.",
+            "Add e.g. cluster: {num_clusters: auto}.",
         )
-    sizes = _cluster_sizes(view)
-    cuts = _cuts(sizes)
-    return [
-        Item(
-            part_name(number),
-            {"first_cluster": int(first), "end_cluster": int(end)},
-            cost=float(np.square(sizes[first:end].astype(float)).sum()),
-        )
-        for number, (first, end) in enumerate(cuts)
-    ]
+    found = finished_buckets(view.before["forest"])
+    if not _has_ghosts(view):
+        return [Item(one["name"], _payload([one])) for one in found]
+    return [Item(part_name(0), _payload(found))]
 
 
 def work(view: View, item: Item) -> Output:
-    """Judge the rows of some clusters; a dropped row's score is its similarity to its survivor."""
+    """Judge the rows of some clusters."""
     config = DedupConfig.model_validate(view.config)
-    table = _members(view, item.payload["first_cluster"], item.payload["end_cluster"])
-    uids = table["uid"].to_numpy()
-    rows = vector_parts.gather(view, uids)
-    scores = _clip_scores(view, uids) if config.keep == "clip_max" else None
-    survivors, similarities = uids.copy(), np.full(len(uids), np.nan)
-    for at in _by_cluster(table["cluster"].to_numpy()):
-        lost_to, similarity = _judge_cluster(
-            config,
-            rows[at],
-            uids[at],
-            table["d2"].to_numpy()[at],
-            None if scores is None else scores[at],
-        )
-        survivors[at], similarities[at] = lost_to, similarity
-    return Output(verdicts=_verdicts(config, uids, survivors, similarities))
-
-
-def _judge_cluster(
-    config: DedupConfig,
-    rows: npt.NDArray[np.float16],
-    uids: Uint64s,
-    d2: Float64s,
-    scores: Float64s | None,
-) -> tuple[Uint64s, Float64s]:
-    """Return (survivor's uid, similarity to it or NaN when the row is it) of each row."""
-    labels = components(rows, config.similarity_above)
-    judged = judge(labels, d2, uids, keep=config.keep, clip_scores=scores, rows=rows)
-    return uids[judged.survivor], survivor_similarity(rows, judged)
-
-
-def _verdicts(
-    config: DedupConfig, uids: Uint64s, survivors: Uint64s, similarities: Float64s
-) -> pa.Table:
-    is_kept = survivors == uids
-    return ledger.verdicts(
-        "dedup",
-        uids,
-        reasons=np.where(is_kept, "", REASON),
-        scores=similarities,
-        cutoffs=np.where(is_kept, np.nan, config.similarity_above),
-        evidence=pa.array(survivors, pa.uint64(), mask=is_kept),
+    members = _members(view, item)
+    floor = ForestConfig.of(config).floor
+    forest = local_forest(members["uid"], _edges(view, item.payload["parts"]), floor)
+    labels = forest.cut(config.similarity_above)
+    judged = judge(
+        labels,
+        np.ascontiguousarray(members["d2"]),
+        np.ascontiguousarray(members["uid"]),
+        keep=config.keep,
+        clip_scores=members["clip_score"],
+        rows=vector_parts.gather(view, members["uid"]) if config.keep == "inner_middle" else None,
+    )
+    notes = {"components": int(judged.keep.sum()), "largest_component": _largest(labels)}
+    return Output(
+        {f"kept/{item.name}.parquet": _selectable(members[judged.keep])},
+        _verdicts(config, members["uid"], judged, forest),
+        notes=notes,
     )
 
 
-def _cluster_sizes(view: View) -> npt.NDArray[np.int64]:
-    sizes = np.zeros(0, np.int64)
-    for path in view.before["cluster"].files():
-        clusters = store.read_table(path, ["cluster"]).column("cluster").to_numpy()
-        sizes = _added(sizes, np.bincount(clusters))
-    return sizes
+def _payload(found: list[dict[str, Any]]) -> dict[str, Any]:
+    first = min((one["first_cluster"] for one in found), default=0)
+    end = max((one["end_cluster"] for one in found), default=0)
+    return {"first_cluster": first, "end_cluster": end, "parts": [one["name"] for one in found]}
 
 
-def _added(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    total = np.zeros(max(len(left), len(right)), np.int64)
-    total[: len(left)] += left
-    total[: len(right)] += right
-    return total
+def _has_ghosts(view: View) -> bool:
+    return DedupConfig.model_validate(view.config).ghost_margin is not None
 
 
-def _cuts(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield runs [first, end) of clusters, each closed once it holds ROWS_PER_ITEM rows."""
-    first, held = 0, 0
-    for cluster, size in enumerate(sizes):
-        held += int(size)
-        if held >= ROWS_PER_ITEM:
-            yield first, cluster + 1
-            first, held = cluster + 1, 0
-    if held:
-        yield first, len(sizes)
+def _members(view: View, item: Item) -> Members:
+    """Return the own rows of the item's clusters, by uid."""
+    groups = Grouped.at(view.before["cluster"].path)
+    found = groups.members(item.payload["first_cluster"], item.payload["end_cluster"])
+    own = found[~found["is_ghost"]]
+    return np.asarray(own[np.argsort(own["uid"])])
 
 
-def _members(view: View, first: int, end: int) -> pl.DataFrame:
-    """Return uid, cluster and d2 of the rows in clusters [first, end), by ascending uid."""
-    wanted = pl.col("cluster").is_between(first, end, closed="left")
-    columns = ["uid", "cluster", "d2"]
-    files = view.before["cluster"].files()
-    tables = [pl.DataFrame(store.read_table(path, columns)).filter(wanted) for path in files]
-    return pl.concat(tables).sort("uid")
+def _edges(view: View, parts: list[str]) -> Edges:
+    folder = view.before["forest"].path
+    kinds = ("", "cross/") if _has_ghosts(view) else ("",)
+    found = [read_edges(paths.join(folder, f"{kind}{p}.parquet")) for kind in kinds for p in parts]
+    none = (np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0))
+    uid_a, uid_b, similarity = (np.concatenate(one) for one in zip(none, *found, strict=True))
+    return (
+        strongest((uid_a, uid_b, similarity)) if _has_ghosts(view) else (uid_a, uid_b, similarity)
+    )
 
 
-def _clip_scores(view: View, uids: Uint64s) -> Float64s:
-    known, scores = vector_parts.clip_scores(view)
-    return scores[np.searchsorted(known, uids)]
+def _verdicts(
+    config: DedupConfig, uids: npt.NDArray[np.uint64], judged: Judged, forest: Forest
+) -> pa.Table:
+    links = forest.weakest_links(config.similarity_above, judged.keep)
+    return ledger.verdicts(
+        "dedup",
+        uids,
+        reasons=np.where(judged.keep, "", REASON),
+        scores=np.where(judged.keep, np.nan, links),
+        cutoffs=np.where(judged.keep, np.nan, config.similarity_above),
+        evidence=pa.array(uids[judged.survivor], pa.uint64(), mask=judged.keep),
+    )
 
 
-def _by_cluster(clusters: npt.NDArray[np.uint32]) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the positions of each cluster's rows, uid order within."""
-    order = np.argsort(clusters, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1)
+def _selectable(kept: Members) -> pa.Table:
+    columns = {name: np.ascontiguousarray(kept[name]) for name in SELECTABLE.names}
+    scores = pa.array(columns["clip_score"], mask=np.isnan(columns["clip_score"]))
+    return conform(pa.table(columns | {"clip_score": scores}), SELECTABLE)
+
+
+def _largest(labels: npt.NDArray[np.int64]) -> int:
+    return int(np.bincount(labels).max()) if len(labels) else 0

@@ -47,6 +47,15 @@ class Assigned:
     d2: Float64s
     centroid_cosine: Float64s
 
+    @staticmethod
+    def joined(parts: list[Assigned]) -> Assigned:
+        """Return several as one."""
+        return Assigned(
+            np.concatenate([np.empty(0, np.uint32), *(one.cluster for one in parts)]),
+            np.concatenate([np.empty(0), *(one.d2 for one in parts)]),
+            np.concatenate([np.empty(0), *(one.centroid_cosine for one in parts)]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Centroids:
@@ -118,7 +127,7 @@ def assign(
         _nearest(rows[part], ready, pairs)
         for part, pairs in _each_step(rows, ready, block_rows=block_rows)
     ]
-    return _assigned(found)
+    return Assigned.joined(found)
 
 
 def labels(
@@ -143,7 +152,7 @@ def labels(
 
 
 def candidates_with_distances(
-    rows: Float16Rows, centroids: Centroids, *, within: float
+    rows: Float16Rows | torch.Tensor, centroids: Centroids, *, within: float
 ) -> tuple[Ints, Ints, Ints]:
     """Return (row, centroid position, d2 in units of 2^-48) of all centroids that may be near.
 
@@ -260,7 +269,16 @@ def _nearest(
     d2 = distance_units(rows, centroids.exact, row, centroid)
     order = np.lexsort((centroid, d2, row))
     first = order[np.searchsorted(row[order], np.arange(len(rows)))]
-    nearest, least = centroid[first], d2[first]
+    return assigned_to(rows, centroids, centroid[first], d2[first])
+
+
+def assigned_to(
+    rows: Float16Rows | torch.Tensor, centroids: Centroids, nearest: Ints, least: Ints
+) -> Assigned:
+    """Return cluster, d2 and centroid_cosine of every row.
+
+    Args: nearest: int64 [n], positions in `centroids`; least: int64 [n], d2 in units of 2^-48.
+    """
     own = square_units(rows)
     dot = np.ldexp(
         ((own + centroids.exact.square_units[nearest] - least) // 2).astype(np.float64), -48
@@ -282,14 +300,6 @@ def _check_length(block: Operand, frame: Frame) -> None:
         raise ValueError(
             "rows must be finite and of norm at most 5: drop what reject_reasons names"
         )
-
-
-def _assigned(found: list[Assigned]) -> Assigned:
-    return Assigned(
-        np.concatenate([np.empty(0, np.uint32), *(one.cluster for one in found)]),
-        np.concatenate([np.empty(0), *(one.d2 for one in found)]),
-        np.concatenate([np.empty(0), *(one.centroid_cosine for one in found)]),
-    )
 
 
 def _check_dims(row_dim: int, centroid_dim: int) -> None:

@@ -13,13 +13,22 @@ no cap one of them always is that near: every pair is met.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.vectors.assign import Centroids, candidates_with_distances, prepare
+from curate.vectors.assign import (
+    Assigned,
+    Centroids,
+    assigned_to,
+    candidates_with_distances,
+    prepare,
+)
 from curate.vectors.exact import GRID_BITS, Float16Rows
+
+if TYPE_CHECKING:
+    import torch
 
 Ints: TypeAlias = NDArray[np.int64]
 _DOUBT = 2.0**-40  # relative: float64 rounding of both sides is far below
@@ -28,35 +37,45 @@ _DOUBT = 2.0**-40  # relative: float64 rounding of both sides is far below
 def ghosts_of(
     rows: Float16Rows,
     centroids: NDArray[np.floating] | Centroids,
-    cluster: NDArray[np.uint32],
     *,
     margin: float,
     cap: int | None,
 ) -> tuple[Ints, NDArray[np.uint32]]:
     """Return (row int64 [g], its ghost cluster uint32 [g]), by row, then by distance.
 
-    Exact: where float64 cannot tell, integers and the decimal of `margin` decide.
-
-    Args:
-        rows: float16 [n, d]; centroids: [k, d] or prepared; cluster: uint32 [n], from `assign`.
-        margin: an L2 distance, 0 or more. cap: ghost clusters per row; None for no limit.
+    Args: as nearest_and_ghosts; centroids [k, d] or prepared.
     """
     ready = centroids if isinstance(centroids, Centroids) else prepare(centroids, rows)
-    spread = 2.0 * float(ready.operand.length.max())  # no two centroids are farther apart
-    if ready.operand.values.dtype.is_floating_point:
-        spread = 2.0 * float(ready.norm.max())
+    return nearest_and_ghosts(rows, ready, margin=margin, cap=cap)[1:]
+
+
+def nearest_and_ghosts(
+    rows: Float16Rows | torch.Tensor, centroids: Centroids, *, margin: float, cap: int | None
+) -> tuple[Assigned, Ints, NDArray[np.uint32]]:
+    """Return what `assign` does, and (row int64 [g], its ghost cluster uint32 [g]) of all ghosts.
+
+    One pass over the scores serves both. Ghosts are by row, then by distance. Exact: where float64
+    cannot tell, integers and the decimal of `margin` decide.
+
+    Args:
+        rows: float16 [n, d]; a tensor is worked on where it is.
+        margin: an L2 distance, 0 or more. cap: ghost clusters per row; None for no limit.
+    """
+    spread = 2.0 * float(centroids.operand.length.max())  # no two centroids are farther apart
+    if centroids.operand.values.dtype.is_floating_point:
+        spread = 2.0 * float(centroids.norm.max())
     within = margin * spread * 1.001 + 2.0**-30
-    row, centroid, d2 = candidates_with_distances(rows, ready, within=within)
+    row, centroid, d2 = candidates_with_distances(rows, centroids, within=within)
     order = np.lexsort((centroid, d2, row))
     row, centroid, d2 = row[order], centroid[order], d2[order]
-    first = np.searchsorted(row, row)  # each row's own cluster is its first candidate
-    rank = np.arange(len(row)) - first
-    is_near = rank > 0 if cap is None else (rank > 0) & (rank <= cap)
-    at = np.flatnonzero(is_near)
-    own = first[at]
-    assert np.array_equal(ready.number[centroid[first]], cluster[row]), "cluster is not assign's"
-    meets = _meets(ready, centroid[own], centroid[at], d2[at] - d2[own], margin)
-    return row[at][meets], ready.number[centroid[at][meets]].astype(np.uint32)
+    first = np.searchsorted(row, np.arange(len(rows)))  # each row's own cluster comes first
+    own = first[row]
+    rank = np.arange(len(row)) - own
+    at = np.flatnonzero((rank > 0) if cap is None else (rank > 0) & (rank <= cap))
+    meets = _meets(centroids, centroid[own[at]], centroid[at], d2[at] - d2[own[at]], margin)
+    at = at[meets]
+    assigned = assigned_to(rows, centroids, centroid[first], d2[first])
+    return assigned, row[at], centroids.number[centroid[at]].astype(np.uint32)
 
 
 def _meets(
