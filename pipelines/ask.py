@@ -15,6 +15,11 @@ from pipelines.chain import Link, build
 from pipelines.recipe import Recipe, parse, read_yaml
 from pipelines.run import ITEMS
 
+PROBED_MARGIN = 0.04
+PROBED_ROWS_PER_BLOCK = 1 << 16
+PROBED_PER_SAMPLED = 20
+"""Rows that may be compared with all, for each that was sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
@@ -82,6 +87,40 @@ def status(out: str) -> list[StageStatus]:
     names = [stage.name for stage in recipe_of(out).stages()]
     found = read_latest(out) | read_latest(out, "planned")
     return [_status(found.get(name) or StageDir(name, "")) for name in names]
+
+
+def probe(out: str, *, num_sampled: int) -> dict[str, Any]:
+    """Return what the run's dedup misses, and with which settings; see curate/duplicates/probe.py.
+
+    Raises: UserError when the run has no rows by cluster.
+    """
+    from curate.dedup_config import DedupConfig
+    from curate.duplicates.probe import probe as compare
+    from curate.vectors.centroids import CENTROIDS
+    from curate.vectors.grouped import Grouped
+
+    recipe, chain = recipe_of(out), chain_of(out)
+    dedup = recipe.sections.get("dedup")
+    if not isinstance(dedup, DedupConfig) or "cluster" not in chain:
+        raise UserError(
+            f"{out!r} has no clusters to look for near-duplicates in.",
+            "Its recipe has no dedup section, or the run has not come to it.",
+            "Run a recipe with cluster and dedup sections first.",
+        )
+    margin = PROBED_MARGIN if dedup.ghost_margin is None else dedup.ghost_margin
+    groups = Grouped.at(chain["cluster"].path)
+    found = compare(
+        lambda: groups.stream(PROBED_ROWS_PER_BLOCK),
+        store.read_array(paths.join(chain["centroids"].path, CENTROIDS)),
+        similarity_above=dedup.similarity_above,
+        ghost_margin=margin,
+        ghost_cap=dedup.ghost_cap,
+        num_sampled=num_sampled,
+        most_rows=PROBED_PER_SAMPLED * num_sampled,
+        seed=recipe.seed,
+    )
+    settings = {"similarity_above": dedup.similarity_above, "ghost_cap": dedup.ghost_cap}
+    return found.as_json() | settings | {"ghost_margin": margin}
 
 
 def funnel(chain: Mapping[str, StageDir]) -> list[dict[str, Any]]:

@@ -127,6 +127,36 @@ def funnel(out: str, as_json: bool) -> None:
 
 @main.command()
 @_out
+@_set
+@_json
+def whatif(out: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Tell what other dedup and select settings would keep, without changing anything.
+
+    Example: warren whatif runs/mine --set dedup.similarity_above=0.9
+    """
+    from pipelines.show import whatif_table
+    from pipelines.whatif import whatif as answer
+
+    _answer(answer(out, overrides), as_json, whatif_table)
+
+
+@main.command()
+@_out
+@click.option("--rows", default=1000, show_default=True, help="Rows to compare with all others.")
+@_json
+def probe(out: str, rows: int, as_json: bool) -> None:
+    """Tell what dedup misses between clusters: a few rows against all of them, by brute force.
+
+    Example: warren probe runs/mine --rows 2000
+    """
+    from pipelines.ask import probe as answer
+    from pipelines.show import probe_table
+
+    _answer(answer(out, num_sampled=rows), as_json, probe_table)
+
+
+@main.command()
+@_out
 @click.argument("name", metavar="KEY|UID")
 @_json
 def why(out: str, name: str, as_json: bool) -> None:

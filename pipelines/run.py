@@ -84,7 +84,7 @@ def run(
         write_latest(out, list(read_latest(out).values()), planned=_directories(links))
         for at, link in enumerate(links):
             try:
-                _run_stage(link, links[:at], recipe, executor, progress)
+                run_stage(link, links[:at], recipe, executor, progress)
                 _publish(out, links, num_done=at + 1)
             except Exception as error:
                 with suppress(UserError):  # a full disk must not hide why the stage failed
@@ -93,9 +93,10 @@ def run(
     return links
 
 
-def _run_stage(
+def run_stage(
     link: Link, before: Sequence[Link], recipe: Recipe, executor: Executor, progress: Progress
 ) -> None:
+    """Make one stage, or go on with it, unless it is finished. Raises: as `run` does."""
     record = link.directory.record()
     if record is not None:
         if record["fingerprint"] != link.mark:

@@ -76,6 +76,47 @@ def findings_table(rows: Sequence[Row]) -> str:
     return table_text("invariants", ("stage", "", "rule", "seen"), body)
 
 
+def whatif_table(rows: Sequence[Row]) -> str:
+    """Return one line per stage: what it keeps now and what it would keep."""
+    body = [
+        (
+            row["stage"],
+            "" if row["kept_now"] is None else f"{row['kept_now']:,}",
+            f"{row['kept']:,}",
+            "" if row["shared"] is None else f"{row['shared']:,}",
+            "as it is" if row["is_finished"] else f"{row['seconds']:.2f} s",
+            _reasons(row),
+        )
+        for row in rows
+    ]
+    heads = ("stage", "keeps now", "would keep", "of both", "", "lost to")
+    return table_text("what if", heads, body)
+
+
+def probe_table(found: Row) -> str:
+    """Return what comparing within clusters, and with ghosts, finds and misses."""
+    rows = found["rows"]
+    ghosts = f"with ghosts, margin {found['ghost_margin']:g}, cap {found['ghost_cap'] or 'none'}"
+    body = [
+        (
+            name,
+            f"{found[f'pairs_found_{kind}']:.2%}",
+            f"{rows * found[f'components_{kind}_per_row']:,.0f}",
+            f"{found[f'excess_{kind}']:.2%}",
+        )
+        for name, kind in (("within clusters", "within"), (ghosts, "with_ghosts"))
+    ]
+    kept = rows * found["components_per_row"]
+    body.append(("all rows with all rows", "100.00%", f"{kept:,.0f}", "0.00%"))
+    body.append(("SemDeDup's rule", "", f"{rows * found['pairwise_max_per_row']:,.0f}", ""))
+    title = (
+        f"{found['sampled']:,} of {rows:,} rows against all, {found['pairs']:,} pairs above "
+        f"{found['similarity_above']:g}; {found['open_rows']:,} in components too large to follow"
+    )
+    heads = ("compared", "pairs found", "rows kept, about", "too many")
+    return table_text(title, heads, body)
+
+
 def story_text(story: Row) -> str:
     """Return one sample's story, a line per stage."""
     sample = story["sample"]

@@ -15,7 +15,7 @@ Legend: n rows of a file, K clusters, d dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeAlias
@@ -110,6 +110,16 @@ class Grouped:
             found.append(store.read_slice(self._file("members", name), start, stop))
         whole = np.concatenate(found)
         return whole[_by_group(whole)]
+
+    def stream(self, num_rows: int) -> Iterator[tuple[Members, Float16Rows]]:
+        """Yield all own rows, file after file, from blocks of `num_rows` rows with their ghosts."""
+        for name in self.names:
+            for start in range(0, self._length(name), num_rows):
+                part = (start, start + num_rows)
+                members = store.read_slice(self._file("members", name), *part)
+                rows = store.read_slice(self._file("rows", name), *part)
+                own = ~members["is_ghost"]
+                yield members[own], rows if own.all() else rows[own]
 
     def read(self, first: int, end: int) -> tuple[Members, Float16Rows]:
         """Return the members of clusters first..end-1 and their rows, by (cluster, is_ghost, uid).
