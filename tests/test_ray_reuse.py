@@ -102,12 +102,13 @@ def test_workers_that_are_still_starting_when_a_map_ends_are_kept_too(
     assert len(set(pids(tmp_path, "factory"))) == 2
 
 
-def test_other_resources_get_new_workers_and_the_old_ones_free_theirs(
-    executor: RayExecutor, tmp_path: Path
+@pytest.mark.parametrize("other", [Resources(num_cpus=4), Resources(kept_for="another stage")])
+def test_other_resources_or_work_get_new_workers_and_the_old_ones_free_theirs(
+    other: Resources, executor: RayExecutor, tmp_path: Path
 ) -> None:
+    """Four CPUs are the whole cluster."""
     old = pid_of(executor, tmp_path)
-    whole_cluster = pid_of(executor, tmp_path, Resources(num_cpus=4))
-    assert old != whole_cluster
+    assert pid_of(executor, tmp_path, other) != old
     assert until(lambda: not is_alive(old))
 
 

@@ -16,8 +16,8 @@ from pipelines.executors.base import Attempt, MakeWorker, Resources, attempt
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-Kind = tuple[float, float, frozenset[tuple[str, str]]]
-"""What two maps must have in common to share workers: CPUs, GPUs and the environment."""
+Kind = tuple[float, float, str, frozenset[tuple[str, str]]]
+"""What two maps must have in common to share workers: CPUs, GPUs, the work, the environment."""
 
 
 class Phase(Enum):
@@ -147,4 +147,5 @@ class Reserve:
 
 def kind_of(resources: Resources, env: Mapping[str, str]) -> Kind:
     """Return what workers must have in common to stand in for each other."""
-    return resources.num_cpus, resources.num_gpus, frozenset(env.items())
+    variables = frozenset(env.items())
+    return resources.num_cpus, resources.num_gpus, resources.kept_for, variables
