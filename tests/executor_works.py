@@ -48,6 +48,20 @@ def failures(answers: Sequence[Done[int, Any] | Failed[int]]) -> dict[int, Faile
     return {one.item: one for one in answers if isinstance(one, Failed)}
 
 
+def until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def square(folder: Path, item: int) -> int:
     note(folder, "run")
     return item * item

@@ -9,12 +9,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_works import ONE, Worker, count, failures, note, pids, results, slow_square, square
+from executor_works import (
+    ONE,
+    Worker,
+    count,
+    failures,
+    is_alive,
+    note,
+    pids,
+    results,
+    slow_square,
+    square,
+    until,
+)
 from ray_env import ray_cluster, ray_env  # noqa: F401 - a fixture
 
 from manifests.errors import UserError
@@ -23,23 +36,10 @@ from pipelines.executors import Done, RayExecutor, Resources
 pytestmark = pytest.mark.timeout(120)
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.fixture
-def ray_executor(ray_cluster: None) -> RayExecutor:  # noqa: F811 - the fixture imported above
-    return RayExecutor(max_workers=2)
+def ray_executor(ray_cluster: None) -> Iterator[RayExecutor]:  # noqa: F811 - imported above
+    with closing(RayExecutor(max_workers=2)) as executor:
+        yield executor
 
 
 def sleeps_at_first_try(folder: Path, item: int) -> int:
@@ -134,8 +134,8 @@ def test_a_worker_that_holds_too_much_memory_is_replaced(
     tmp_path: Path,
 ) -> None:
     resources = Resources(max_rss_bytes=400 * 2**20)
-    executor = RayExecutor(max_workers=1)
-    answers = list(executor.map(Worker(tmp_path, hoards_memory), range(4), resources))
+    with closing(RayExecutor(max_workers=1)) as executor:
+        answers = list(executor.map(Worker(tmp_path, hoards_memory), range(4), resources))
     assert sorted(results(answers)) == [0, 1, 2, 3]
     per_worker = [list(results(answers).values()).count(pid) for pid in results(answers).values()]
     assert max(per_worker) <= 2
@@ -165,7 +165,9 @@ def test_a_straggler_is_copied_and_the_first_answer_counts(
     assert sorted(one.item for one in answers) == list(range(12))
     assert {one.attempts for one in answers} == {1}
     assert count(tmp_path, "try0") == 2
-    assert until(lambda: sum(map(is_alive, pids(tmp_path, "try0"))) == 0)
+    [copied] = [one.worker for one in answers if isinstance(one, Done) and one.item == 0]
+    [slow] = set(pids(tmp_path, "try0")) - {int(copied.split(":")[1])}
+    assert until(lambda: not is_alive(slow))
 
 
 @pytest.mark.ray
@@ -198,8 +200,10 @@ def test_a_cluster_that_stays_busy_ends_in_an_error_not_in_a_wait(
     holder: Any = ray.remote(threading.Event).options(num_cpus=4).remote()
     ray.get(holder.is_set.remote())
     try:
-        with pytest.raises(UserError, match="None was placed within 1 s"):
-            executor = RayExecutor(place_within_seconds=1)
+        with (
+            pytest.raises(UserError, match="None was placed within 1 s"),
+            closing(RayExecutor(place_within_seconds=1)) as executor,
+        ):
             list(executor.map(Worker(tmp_path, square), range(3), ONE))
     finally:
         ray.kill(holder)
@@ -214,8 +218,8 @@ def test_one_worker_and_four_give_the_same_results(
     for num_workers in (1, 4):
         folder = tmp_path / str(num_workers)
         folder.mkdir()
-        executor = RayExecutor(max_workers=num_workers)
-        answers = list(executor.map(Worker(folder, slow_square), range(40), ONE))
+        with closing(RayExecutor(max_workers=num_workers)) as executor:
+            answers = list(executor.map(Worker(folder, slow_square), range(40), ONE))
         assert len({one.worker for one in answers if isinstance(one, Done)}) == num_workers
         found.append(results(answers))
     assert found[0] == found[1] == {item: item * item for item in range(40)}

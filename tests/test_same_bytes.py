@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,8 @@ def test_one_and_four_ray_workers_make_the_bytes_of_the_local_executor(
     ray_cluster: None,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    executor = RayExecutor(max_workers=max_workers)
-    assert made_by(executor, worlds[name], tmp_path) == wanted[name]
+    with closing(RayExecutor(max_workers=max_workers)) as executor:
+        assert made_by(executor, worlds[name], tmp_path) == wanted[name]
 
 
 @pytest.mark.parametrize("rows", [1, 37])

@@ -42,7 +42,8 @@ class Resources:
 
     `num_cpus` and `num_gpus` are reserved per worker. A worker whose resident memory is above
     `max_rss_bytes` after an item is replaced. An item that runs longer than `timeout_seconds` is
-    stopped. `max_attempts` counts first tries, so 1 means no retry.
+    stopped. `max_attempts` counts first tries, so 1 means no retry. `kept_for` names the work for
+    which idle workers are kept: what its modules have cached (a model) would only burden others.
     """
 
     num_cpus: float = 1
@@ -50,6 +51,7 @@ class Resources:
     max_rss_bytes: int | None = None
     timeout_seconds: float | None = None
     max_attempts: int = 3
+    kept_for: str = ""
 
     def __post_init__(self) -> None:
         """Check our own call."""
@@ -89,7 +91,8 @@ class Executor(Protocol):
         """Yield one Done or Failed per item, in order of completion.
 
         `make_worker` is called once in each worker, where it may load a model and choose a device;
-        what it returns does one item. Items start in the given order: longest first is best.
+        what it returns does one item and is dropped when the map ends. The process may go on to
+        the next map of the same `kept_for`. Items start in the given order: longest first is best.
         Closing the iterator stops the work. Raises: the errors of FATAL, unchanged; the error of a
         `make_worker` that fails `max_attempts` times running.
         """

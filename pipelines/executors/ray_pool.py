@@ -3,6 +3,8 @@
 No item is queued behind another on a worker: items take seconds to minutes and a round trip about
 1 ms, so a queue would buy nothing, while without one the time limit of an item starts when it does
 and the last items never wait behind a long one.
+
+A worker takes 1 to 2 s to start, so those that are idle when a `map` ends wait for the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pipelines.executors.base import (
     thread_env,
 )
 from pipelines.executors.ray_cluster import RayCluster, import_path_env
-from pipelines.executors.ray_team import Team, Worker
+from pipelines.executors.ray_team import Team
+from pipelines.executors.ray_worker import Reserve, Worker, kind_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -62,6 +65,7 @@ class RayExecutor:
         self._local_cpus = local_cpus
         self._place_within_seconds = place_within_seconds
         self._cluster: RayCluster | None = None
+        self._reserve: Reserve | None = None
 
     def map(
         self, make_worker: MakeWorker[T, R], items: Sequence[T], resources: Resources
@@ -73,18 +77,32 @@ class RayExecutor:
         if not items:
             return
         cluster = self._connected()
-        env = thread_env(resources) | import_path_env() | self._worker_env
-        team = Team(make_worker, resources, env=env)
+        team = Team(make_worker, resources, reserve=self._reserve_for(resources))
         room = Room(
             cluster,
             resources,
             max_workers=self._max_workers,
             place_within_seconds=self._place_within_seconds,
         )
+        pool = Pool(items, team, room=room, resources=resources)
         try:
-            yield from Pool(items, team, room=room, resources=resources).run()
+            yield from pool.run()
         finally:
-            team.stop()
+            team.stop(is_finished=pool.is_finished)
+
+    def _reserve_for(self, resources: Resources) -> Reserve:
+        """Return the reserve of this kind; one of another kind is closed, to free what it holds."""
+        env = thread_env(resources) | import_path_env() | self._worker_env
+        if self._reserve is not None and self._reserve.kind != kind_of(resources, env):
+            self._close_reserve()
+        if self._reserve is None:
+            self._reserve = Reserve(resources, env=env)
+        return self._reserve
+
+    def _close_reserve(self) -> None:
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
     def gpus_per_worker(self) -> float:
         """Return 1 when the cluster has any GPU, so that workers are placed where they are."""
@@ -96,7 +114,8 @@ class RayExecutor:
         return self._cluster
 
     def close(self) -> None:
-        """Leave the cluster; end it if this executor started it."""
+        """Kill the kept workers and leave the cluster; end it if this executor started it."""
+        self._close_reserve()
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
@@ -166,9 +185,14 @@ class Pool(Generic[T, R]):
         self._running: dict[int, list[Worker]] = {}
         self._durations: list[float] = []
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every item is done or has failed for good."""
+        return not self._backlog.num_unsettled
+
     def run(self) -> Iterator[Done[T, R] | Failed[T]]:
         """Yield one Done or Failed per item. Workers get their next items before each yield."""
-        while self._backlog.num_unsettled:
+        while not self.is_finished:
             self._staff()
             answered = self._team.wait(self._tick_seconds())
             settled = [one for worker, ref in answered for one in self._take(worker, ref)]

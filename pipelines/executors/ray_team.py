@@ -1,14 +1,10 @@
-"""The Ray actors of a pool: placed, loaded, given items, replaced when they die or grow too big."""
+"""The workers of one `map`: placed, loaded, given items, replaced if they die or grow too big."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic
 
 from manifests.errors import UserError
@@ -20,9 +16,8 @@ from pipelines.executors.base import (
     Resources,
     T,
     Trouble,
-    Work,
-    attempt,
 )
+from pipelines.executors.ray_worker import Phase, Reserve, Worker
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -33,74 +28,21 @@ STOP_SECONDS = 10.0
 """How long to wait for killed workers to be gone."""
 
 
-class Phase(Enum):
-    """What a worker is doing."""
-
-    PLACING = "waits for its resources and its process"
-    LOADING = "calls the worker factory"
-    IDLE = "waits for an item"
-    WORKING = "does an item"
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One actor, as the driver sees it. `name` is "host:pid" once it is placed."""
-
-    actor: Any
-    phase: Phase = Phase.PLACING
-    name: str = ""
-    index: int = -1
-    started_at: float = 0.0
-
-    @property
-    def is_working(self) -> bool:
-        """Whether it has an item."""
-        return self.phase is Phase.WORKING
-
-    @property
-    def seconds_at_work(self) -> float:
-        """How long it has had its item."""
-        return time.monotonic() - self.started_at
-
-
-class WorkerProcess:
-    """The actor's side: the factory is called once, then items are done one by one."""
-
-    def where(self) -> str:
-        """Return this process's host and id; the answer says that the actor is placed."""
-        return f"{socket.gethostname()}:{os.getpid()}"
-
-    def load(self, make_worker: MakeWorker[Any, Any]) -> None:
-        """Call the factory."""
-        self._work: Work[Any, Any] = make_worker()
-
-    def do(self, item: object) -> Attempt:
-        """Do one item."""
-        return attempt(self._work, item)
-
-
 class Team(Generic[T, R]):
     """The workers of one `map`, and the one call that each of them has open."""
 
     def __init__(
-        self, make_worker: MakeWorker[T, R], resources: Resources, *, env: Mapping[str, str]
+        self, make_worker: MakeWorker[T, R], resources: Resources, *, reserve: Reserve
     ) -> None:
-        """Prepare the actor's options; `env` is set before the worker's interpreter starts."""
+        """Workers come from the reserve and go back to it."""
         import ray
 
-        self._actor_class: Any = ray.remote(WorkerProcess).options(
-            num_cpus=resources.num_cpus,
-            num_gpus=resources.num_gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": dict(env)},
-        )
+        self._reserve = reserve
         self._factory = ray.put(make_worker)
         self._max_rss_bytes = resources.max_rss_bytes
         self._max_failed_starts = resources.max_attempts
         self._num_failed_starts = 0
         self._workers: set[Worker] = set()
-        self._calls: dict[ObjectRef[Any], Worker] = {}
 
     @property
     def is_placed(self) -> bool:
@@ -116,11 +58,12 @@ class Team(Generic[T, R]):
         return [worker for worker in self._workers if worker.is_working]
 
     def grow_to(self, num_workers: int) -> None:
-        """Ask for new workers until there are that many."""
+        """Take workers until there are that many; kept ones get the factory at once."""
         while len(self._workers) < num_workers:
-            worker = Worker(self._actor_class.remote())
+            worker = self._reserve.take(max_rss_bytes=self._max_rss_bytes)
             self._workers.add(worker)
-            self._calls[worker.actor.where.remote()] = worker
+            if worker.phase is not Phase.PLACING:
+                self._load(worker)
 
     def advance(self, worker: Worker, ref: ObjectRef[Any]) -> None:
         """Take a starting worker one phase on. Raises: when starting fails again and again."""
@@ -133,6 +76,10 @@ class Team(Generic[T, R]):
                 raise error.cause from None
             self._start_failed(worker, error.cause)
         except ray.exceptions.RayError as error:
+            if worker.was_kept:  # it may have died long ago; a new one will tell what is wrong
+                log.info("worker %s died after it was kept and is replaced", worker.name)
+                self.dismiss(worker)
+                return
             self._start_failed(worker, _died_at_start(error))
         else:
             self._step(worker, value)
@@ -140,11 +87,15 @@ class Team(Generic[T, R]):
     def _step(self, worker: Worker, value: str | None) -> None:
         if worker.phase is Phase.PLACING:
             worker.name = value or ""
-            worker.phase = Phase.LOADING
-            self._calls[worker.actor.load.remote(self._factory)] = worker
+            self._load(worker)
         else:
             worker.phase = Phase.IDLE
+            worker.was_kept = False
             self._num_failed_starts = 0
+
+    def _load(self, worker: Worker) -> None:
+        worker.phase = Phase.LOADING
+        worker.call = worker.actor.load.remote(self._factory)
 
     def _start_failed(self, worker: Worker, error: Exception) -> None:
         """Drop the worker; give up if this was one failure too many and no other works."""
@@ -159,21 +110,23 @@ class Team(Generic[T, R]):
         worker.phase = Phase.WORKING
         worker.index = index
         worker.started_at = time.monotonic()
-        self._calls[worker.actor.do.remote(item)] = worker
+        worker.call = worker.actor.do.remote(item)
 
     def wait(self, seconds: float) -> Iterator[tuple[Worker, ObjectRef[Any]]]:
         """Wait for an answer; yield every worker that has one, unless dismissed meanwhile."""
         import ray
 
-        if not self._calls:
+        owners = {worker.call: worker for worker in self._workers if worker.call is not None}
+        if not owners:
             time.sleep(seconds)
             return
-        refs = list(self._calls)
+        refs = list(owners)
         ray.wait(refs, num_returns=1, timeout=seconds)
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in ready:
-            worker = self._calls.pop(ref, None)
-            if worker is not None:
+            worker = owners[ref]
+            if worker in self._workers:
+                worker.call = None
                 yield worker, ref
 
     def answer(self, worker: Worker, ref: ObjectRef[Any]) -> Attempt | Trouble:
@@ -192,6 +145,7 @@ class Team(Generic[T, R]):
             log.warning("worker %s died at an item", worker.name)
             return Trouble("WorkerDied", f"{worker.name}: {error}")
         worker.phase = Phase.IDLE
+        worker.rss_bytes = tried.rss_bytes
         if self._max_rss_bytes is not None and tried.rss_bytes > self._max_rss_bytes:
             log.info("worker %s holds %d bytes and is replaced", worker.name, tried.rss_bytes)
             self.dismiss(worker)
@@ -199,21 +153,28 @@ class Team(Generic[T, R]):
 
     def dismiss(self, worker: Worker) -> None:
         """Kill a worker, whatever it is doing."""
-        import ray
-
         self._workers.discard(worker)
-        self._calls = {ref: owner for ref, owner in self._calls.items() if owner is not worker}
-        ray.kill(worker.actor)
+        worker.kill()
 
-    def stop(self) -> None:
-        """Kill all workers and wait until their open calls have ended."""
+    def stop(self, *, is_finished: bool) -> None:
+        """Give workers back to the reserve, kill the others, wait until their calls have ended.
+
+        Where work was cut short a running factory counts as work. After the last item it may end:
+        killed each time, a worker that loads slowly would never be ready in a row of short maps.
+        """
         import ray
 
         if not ray.is_initialized():
             return
-        refs = list(self._calls)
+        kept = {Phase.IDLE, Phase.PLACING} | ({Phase.LOADING} if is_finished else set())
+        calls = [worker.call for worker in self._workers if worker.phase not in kept]
         for worker in list(self._workers):
-            self.dismiss(worker)
+            if worker.phase in kept:
+                self._workers.discard(worker)
+                self._reserve.keep(worker)
+            else:
+                self.dismiss(worker)
+        refs = [call for call in calls if call is not None]
         if refs:
             ray.wait(refs, num_returns=len(refs), timeout=STOP_SECONDS)
 
