@@ -101,7 +101,7 @@ def plan_sample(view: View) -> list[Item]:
     """One item per source part."""
     config = _config(view)
     if config.centroids is None:
-        _check_number(config, num_rows_of(view.previous))
+        checked_number(config, num_rows_of(view.previous))
     return [Item(part_name(one["part"]), {"part": one["part"]}) for one in view.parts()]
 
 
@@ -128,7 +128,7 @@ def plan_first(view: View) -> list[Item]:
 def first(view: View, item: Item) -> Output:
     """Return the first centroids: a seeded sample of distinct rows."""
     config, rows = _config(view), _Sample.of(view)
-    count = _check_number(config, num_rows_of(view.previous))
+    count = checked_number(config, num_rows_of(view.previous))
     chosen = lloyd.first_rows(rows.num_rows, count, view.seed, rows.at)
     made = lloyd.first_centroids(rows.at(chosen), spherical=config.spherical)
     return Output({_file(0): made}, notes={"training_rows": rows.num_rows})
@@ -316,10 +316,10 @@ def _has_converged(view: View, number: int) -> bool:
 def _sampling(view: View) -> tuple[int, int, int]:
     """Return (rows wanted, rows there are, seed)."""
     config, num_rows = _config(view), num_rows_of(view.previous)
-    return _check_number(config, num_rows) * config.rows_per_centroid, num_rows, view.seed
+    return checked_number(config, num_rows) * config.rows_per_centroid, num_rows, view.seed
 
 
-def _check_number(config: ClusterConfig, num_rows: int) -> int:
+def checked_number(config: ClusterConfig, num_rows: int) -> int:
     """Return the number of clusters for so many rows. Raises: UserError when it is too large."""
     if not num_rows:
         raise _nothing_to_cluster()
