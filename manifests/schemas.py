@@ -86,6 +86,15 @@ QUARANTINE = pa.schema(
     ]
 )
 
+SELECTABLE = pa.schema(  # kept rows with what select ranks them by: dedup's kept/, select's kept/
+    [
+        _field("uid", pa.uint64()),
+        _field("cluster", pa.uint32(), null=True),  # these three: null without embed or cluster
+        _field("clip_score", pa.float64(), null=True),
+        _field("centroid_cosine", pa.float64(), null=True),
+    ]
+)
+
 CORESET = pa.schema(
     [
         _field("uid", pa.uint64()),
@@ -121,6 +130,7 @@ TABLES: dict[str, pa.Schema] = {
     "ASSIGNMENTS": ASSIGNMENTS,
     "VERDICTS": VERDICTS,
     "QUARANTINE": QUARANTINE,
+    "SELECTABLE": SELECTABLE,
     "CORESET": CORESET,
     "TRAIN_INDEX": TRAIN_INDEX,
 }

@@ -90,7 +90,7 @@ _ROWS = (
         identity="identity",
         uses_seed=True,
     ),
-    Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group"),
+    Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group", version=2),
     Stage(
         "select", "curate.rows.select_stage", "SelectConfig", "VERDICTS", "reduce", uses_seed=True
     ),

@@ -17,6 +17,8 @@ from pydantic import Field
 
 from curate.duplicates.components import components
 from curate.duplicates.judge import judge, survivor_similarity
+from curate.rows.select import Selectable
+from curate.rows.selectable_rows import KEPT, table_of
 from curate.vectors import vector_parts
 from manifests import ledger, store
 from manifests.errors import UserError
@@ -68,7 +70,7 @@ def work(view: View, item: Item) -> Output:
     table = _members(view, item.payload["first_cluster"], item.payload["end_cluster"])
     uids = table["uid"].to_numpy()
     rows = vector_parts.gather(view, uids)
-    scores = _clip_scores(view, uids) if config.keep == "clip_max" else None
+    scores = vector_parts.scores_of(view, uids)
     survivors, similarities = uids.copy(), np.full(len(uids), np.nan)
     for at in _by_cluster(table["cluster"].to_numpy()):
         lost_to, similarity = _judge_cluster(
@@ -76,10 +78,15 @@ def work(view: View, item: Item) -> Output:
             rows[at],
             uids[at],
             table["d2"].to_numpy()[at],
-            None if scores is None else scores[at],
+            scores[at],
         )
         survivors[at], similarities[at] = lost_to, similarity
-    return Output(verdicts=_verdicts(config, uids, survivors, similarities))
+    cosine, clusters = (table[name].to_numpy() for name in ("centroid_cosine", "cluster"))
+    kept = Selectable(uids, scores, cosine, clusters).take(np.flatnonzero(survivors == uids))
+    return Output(
+        files={f"{KEPT}/{item.name}.parquet": table_of(kept, has_clusters=True)},
+        verdicts=_verdicts(config, uids, survivors, similarities),
+    )
 
 
 def _judge_cluster(
@@ -87,7 +94,7 @@ def _judge_cluster(
     rows: npt.NDArray[np.float16],
     uids: Uint64s,
     d2: Float64s,
-    scores: Float64s | None,
+    scores: Float64s,
 ) -> tuple[Uint64s, Float64s]:
     """Return (survivor's uid, similarity to it or NaN when the row is it) of each row."""
     labels = components(rows, config.similarity_above)
@@ -137,17 +144,11 @@ def _cuts(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def _members(view: View, first: int, end: int) -> pl.DataFrame:
-    """Return uid, cluster and d2 of the rows in clusters [first, end), by ascending uid."""
+    """Return the ASSIGNMENTS of the rows in clusters [first, end), by ascending uid."""
     wanted = pl.col("cluster").is_between(first, end, closed="left")
-    columns = ["uid", "cluster", "d2"]
     files = view.before["cluster"].files()
-    tables = [pl.DataFrame(store.read_table(path, columns)).filter(wanted) for path in files]
+    tables = [pl.DataFrame(store.read_table(path)).filter(wanted) for path in files]
     return pl.concat(tables).sort("uid")
-
-
-def _clip_scores(view: View, uids: Uint64s) -> Float64s:
-    known, scores = vector_parts.clip_scores(view)
-    return scores[np.searchsorted(known, uids)]
 
 
 def _by_cluster(clusters: npt.NDArray[np.uint32]) -> Iterator[npt.NDArray[np.int64]]:
