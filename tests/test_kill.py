@@ -35,7 +35,9 @@ ALL = [
     Moment("cluster", 0),
     Moment("cluster", 1),
     Moment("dedup"),
-    Moment("select"),
+    Moment("select", 0),
+    Moment("select", 1),
+    Moment("select", 2),
     Moment("assemble", 0),
     Moment("assemble", 1),
 ]

@@ -52,15 +52,6 @@ def blocks_of(view: View, part: int) -> list[VectorBlock]:
     )
 
 
-def clip_scores(view: View) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
-    """Return (uids ascending, their clip scores) of all parts, without touching embeddings."""
-    tables = [_score_table(view, part["part"]) for part in view.parts()]
-    uids = np.concatenate([np.zeros(0, np.uint64), *(t.column("uid").to_numpy() for t in tables)])
-    scores = np.concatenate([np.zeros(0), *(t.column("clip_score").to_numpy() for t in tables)])
-    order = np.argsort(uids)
-    return uids[order], scores[order]
-
-
 def scores_in_part(view: View, part: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
     """Return (uids, their clip scores) of a part, without touching embeddings.
 
