@@ -73,15 +73,6 @@ FOREST = pa.schema(
     ]
 )
 
-SELECTABLE = pa.schema(
-    [
-        _field("uid", pa.uint64()),
-        _field("cluster", pa.uint32()),
-        _field("clip_score", pa.float64(), null=True),
-        _field("centroid_cosine", pa.float64()),
-    ]
-)
-
 VERDICTS = pa.schema(
     [
         _field("uid", pa.uint64()),
@@ -101,6 +92,15 @@ QUARANTINE = pa.schema(
         _field("shard", pa.string()),
         _field("error", pa.string()),  # the error class, as in the verdict's reason
         _field("detail", pa.string()),
+    ]
+)
+
+SELECTABLE = pa.schema(  # kept rows with what select ranks them by: dedup's kept/, select's kept/
+    [
+        _field("uid", pa.uint64()),
+        _field("cluster", pa.uint32(), null=True),  # these three: null without embed or cluster
+        _field("clip_score", pa.float64(), null=True),
+        _field("centroid_cosine", pa.float64(), null=True),
     ]
 )
 
@@ -138,9 +138,9 @@ TABLES: dict[str, pa.Schema] = {
     "VECTORS": VECTORS,
     "ASSIGNMENTS": ASSIGNMENTS,
     "FOREST": FOREST,
-    "SELECTABLE": SELECTABLE,
     "VERDICTS": VERDICTS,
     "QUARANTINE": QUARANTINE,
+    "SELECTABLE": SELECTABLE,
     "CORESET": CORESET,
     "TRAIN_INDEX": TRAIN_INDEX,
 }

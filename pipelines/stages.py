@@ -154,7 +154,14 @@ _ROWS = (
     ),
     Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group", version=2),
     Stage(
-        "select", "curate.rows.select_stage", "SelectConfig", "VERDICTS", "reduce", uses_seed=True
+        "select",
+        "curate.rows.select_stage",
+        "SelectConfig",
+        "VERDICTS",
+        "reduce",
+        version=2,
+        phases=(Phase("plan_cuts", "work_cuts"), Phase(), Phase("plan_coreset", "work_coreset")),
+        uses_seed=True,
     ),
     Stage(
         "assemble",

@@ -289,7 +289,7 @@ def test_selected_rows_carry_their_scores(tmp_path: Path) -> None:
     card = card_of(chain["assemble"])
     record = chain["select"].record()
     assert record is not None
-    for cutoff in record["notes"]["part-00000"].values():
+    for cutoff in record["notes"]["cuts"].values():
         assert repr(cutoff) in card
     for stage, directory in chain.items():
         found = directory.record()

@@ -40,7 +40,9 @@ ALL = [
     Moment("cluster", 1),
     Moment("forest"),
     Moment("dedup"),
-    Moment("select"),
+    Moment("select", 0),
+    Moment("select", 1),
+    Moment("select", 2),
     Moment("assemble", 0),
     Moment("assemble", 1),
 ]

@@ -28,11 +28,12 @@ from curate.duplicates.forest_stage import (
     strongest,
 )
 from curate.duplicates.judge import Judged, judge
+from curate.rows.select import Selectable
+from curate.rows.selectable_rows import KEPT, table_of
 from curate.vectors import vector_parts
 from curate.vectors.grouped import Grouped, Members
 from manifests import ledger, paths
 from manifests.errors import UserError
-from manifests.schemas import SELECTABLE, conform
 from manifests.work import Item, Output, View, part_name
 
 __all__ = ["DedupConfig", "plan", "work"]
@@ -71,7 +72,7 @@ def work(view: View, item: Item) -> Output:
     )
     notes = {"components": int(judged.keep.sum()), "largest_component": _largest(labels)}
     return Output(
-        {f"kept/{item.name}.parquet": _selectable(members[judged.keep])},
+        {f"{KEPT}/{item.name}.parquet": _selectable(members[judged.keep])},
         _verdicts(config, members["uid"], judged, forest),
         notes=notes,
     )
@@ -121,9 +122,9 @@ def _verdicts(
 
 
 def _selectable(kept: Members) -> pa.Table:
-    columns = {name: np.ascontiguousarray(kept[name]) for name in SELECTABLE.names}
-    scores = pa.array(columns["clip_score"], mask=np.isnan(columns["clip_score"]))
-    return conform(pa.table(columns | {"clip_score": scores}), SELECTABLE)
+    names = ("uid", "clip_score", "centroid_cosine", "cluster")
+    rows = Selectable(*(np.ascontiguousarray(kept[name]) for name in names))
+    return table_of(rows, has_clusters=True)
 
 
 def _largest(labels: npt.NDArray[np.int64]) -> int:

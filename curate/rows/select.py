@@ -34,6 +34,9 @@ SELECT_REASONS = (
     "centroid_band_below",
     "not_sampled",
 )
+CLIP_ABOVE = SELECT_REASONS.index("clip_band_above")
+CENTROID_ABOVE = SELECT_REASONS.index("centroid_band_above")
+NOT_SAMPLED = SELECT_REASONS.index("not_sampled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,12 @@ class Selectable:
     centroid_cosine: Float64s
     cluster: NDArray[np.uint32]
 
+    def take(self, at: NDArray[np.intp]) -> Selectable:
+        """Return the rows at these positions."""
+        return Selectable(
+            self.uid[at], self.clip_score[at], self.centroid_cosine[at], self.cluster[at]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Selected:
@@ -76,6 +85,37 @@ class Selected:
     score: Float64s
     cutoff: Float64s
 
+    @classmethod
+    def with_all_kept(cls, num_rows: int) -> Selected:
+        """Return the fates before the first step, for the steps to change."""
+        nothing = np.full(num_rows, np.nan), np.full(num_rows, np.nan)
+        return cls(np.ones(num_rows, np.bool_), np.zeros(num_rows, np.uint8), *nothing)
+
+    def drop(
+        self,
+        rows: NDArray[np.intp],
+        code: int,
+        *,
+        scores: Float64s | None = None,
+        cutoff: float = math.nan,
+    ) -> None:
+        """Drop the rows at these positions: `code` is the reason's, scores float64 [len(rows)]."""
+        self.keep[rows] = False
+        self.reason[rows] = code
+        if scores is not None:
+            self.score[rows] = scores
+        self.cutoff[rows] = cutoff
+
+    def drop_outside(
+        self, left: NDArray[np.intp], keys: Float64s, found: Band, *, code_above: int
+    ) -> None:
+        """Drop those of the rows at `left`, with these keys, that are outside the band."""
+        for code, outside, cutoff in (
+            (code_above, found.above, found.largest_key),
+            (code_above + 1, found.below, found.smallest_key),
+        ):
+            self.drop(left[outside], code, scores=keys[outside], cutoff=cutoff)
+
 
 def band(keys: Float64s, uids: Uint64s, lo: Share, hi: Share) -> Band:
     """Return the rows ranked floor(lo * n) <= rank < floor(hi * n) by key, largest first.
@@ -87,7 +127,7 @@ def band(keys: Float64s, uids: Uint64s, lo: Share, hi: Share) -> Band:
     Raises:
         UserError: not 0 <= lo < hi <= 1.
     """
-    start, stop = (math.floor(end * len(keys)) for end in _ends(lo, hi))
+    start, stop = band_ranks(len(keys), lo, hi)
     order = np.lexsort((uids, -keys))
     rank = np.empty(len(keys), np.int64)
     rank[order] = np.arange(len(keys))
@@ -95,6 +135,15 @@ def band(keys: Float64s, uids: Uint64s, lo: Share, hi: Share) -> Band:
     largest = float(keys[order[start]]) if start < stop else math.nan
     smallest = float(keys[order[stop - 1]]) if start < stop else math.nan
     return Band(~(above | below), above, below, largest, smallest)
+
+
+def band_ranks(num_rows: int, lo: Share, hi: Share) -> tuple[int, int]:
+    """Return the 0-based ranks [start, stop) of the rows that a band keeps of so many.
+
+    Raises: UserError: not 0 <= lo < hi <= 1.
+    """
+    start, stop = (math.floor(end * num_rows) for end in _ends(lo, hi))
+    return start, stop
 
 
 def select(
@@ -117,14 +166,11 @@ def select(
     Raises:
         UserError: a band is not 0 <= lo < hi <= 1, or num_samples is negative.
     """
-    n = len(rows.uid)
-    fate = Selected(
-        np.ones(n, np.bool_), np.zeros(n, np.uint8), np.full(n, np.nan), np.full(n, np.nan)
-    )
+    fate = Selected.with_all_kept(len(rows.uid))
     if clip_band is not None:
-        _apply_band(fate, rows.clip_score, rows.uid, clip_band, code_above=1)
+        _apply_band(fate, rows.clip_score, rows.uid, clip_band, code_above=CLIP_ABOVE)
     if centroid_band is not None:
-        _apply_band(fate, rows.centroid_cosine, rows.uid, centroid_band, code_above=3)
+        _apply_band(fate, rows.centroid_cosine, rows.uid, centroid_band, code_above=CENTROID_ABOVE)
     if num_samples is not None:
         _apply_sample(fate, rows, num_samples, seed, policy)
     return fate
@@ -135,60 +181,59 @@ def _apply_band(
 ) -> None:
     left = np.flatnonzero(fate.keep)
     found = band(keys[left], uids[left], *ends)
-    for code, outside, cutoff in (
-        (code_above, found.above, found.largest_key),
-        (code_above + 1, found.below, found.smallest_key),
-    ):
-        _drop(fate, left[outside], code)
-        fate.score[left[outside]] = keys[left[outside]]
-        fate.cutoff[left[outside]] = cutoff
+    fate.drop_outside(left, keys[left], found, code_above=code_above)
 
 
 def _apply_sample(
     fate: Selected, rows: Selectable, num_samples: int, seed: int, policy: Policy
 ) -> None:
+    must_be_a_count(num_samples)
+    left = np.flatnonzero(fate.keep)
+    uids = rows.uid[left]
+    if policy == "paper":
+        fate.drop(left[~sample_smallest(uids, num_samples, seed)], NOT_SAMPLED)
+        return
+    score, order = _wanted_first(rows, left, seed, policy)
+    out, cutoff = order[num_samples:], math.nan
+    if 0 < num_samples <= len(left):
+        cutoff = float(score[order[num_samples - 1]])
+    fate.drop(left[out], NOT_SAMPLED, scores=score[out], cutoff=cutoff)
+
+
+def must_be_a_count(num_samples: int) -> None:
+    """Check the number of rows to sample. Raises: UserError when it is negative."""
     if num_samples < 0:
         raise UserError(
             f"select.num_samples is {num_samples}.",
             "It is a count of rows.",
             "Give 0 or more, or null to keep all.",
         )
-    left = np.flatnonzero(fate.keep)
-    uids = rows.uid[left]
-    if policy == "paper":
-        _drop(fate, left[~sample_smallest(uids, num_samples, seed)], code=5)
-        return
-    score, order = _wanted_first(rows, left, seed, policy)
-    out = left[order[num_samples:]]
-    _drop(fate, out, code=5)
-    fate.score[out] = score[order[num_samples:]]
-    if 0 < num_samples <= len(left):
-        fate.cutoff[out] = score[order[num_samples - 1]]
 
 
 def _wanted_first(
     rows: Selectable, left: NDArray[np.intp], seed: int, policy: Policy
 ) -> tuple[Float64s, NDArray[np.intp]]:
-    """Return the score of the rows `left` and their order, the most wanted first.
+    """Return the score of the rows `left` and their order, the most wanted first."""
+    if policy == "top_clip":
+        clip = rows.clip_score[left]
+        return clip, np.lexsort((rows.uid[left], -clip))
+    hashes = sample_hashes(rows.uid[left], seed)
+    rank = ranks_in_cluster(hashes, rows.cluster[left])
+    return rank.astype(np.float64), np.lexsort((hashes, rank))
+
+
+def ranks_in_cluster(hashes: Uint64s, clusters: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return each row's 0-based rank among its cluster's rows by sample hash, uint32 [n].
 
     Taking rows by (rank within their cluster, hash) fills all clusters evenly: after m rows each
     cluster has given c rows, or all it has, or c + 1 where its hash came first.
     """
-    if policy == "top_clip":
-        clip = rows.clip_score[left]
-        return clip, np.lexsort((rows.uid[left], -clip))
-    hashes, cluster = sample_hashes(rows.uid[left], seed), rows.cluster[left]
-    order = np.lexsort((hashes, cluster))
-    starts = np.flatnonzero(np.append(True, np.diff(cluster[order].astype(np.int64)) != 0))
+    order = np.lexsort((hashes, clusters))
+    starts = np.flatnonzero(np.append(True, np.diff(clusters[order].astype(np.int64)) != 0))
     sizes = np.diff(starts, append=len(order))
-    rank = np.empty(len(order))
+    rank = np.empty(len(order), np.uint32)
     rank[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-    return rank, np.lexsort((hashes, rank))
-
-
-def _drop(fate: Selected, out: NDArray[np.intp], code: int) -> None:
-    fate.keep[out] = False
-    fate.reason[out] = code
+    return rank
 
 
 def _ends(lo: Share, hi: Share) -> tuple[Fraction, Fraction]:

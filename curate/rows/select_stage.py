@@ -1,28 +1,40 @@
-"""The select stage: two rank bands and a seeded sample decide the coreset."""
+"""The select stage: two rank bands and a seeded sample decide the coreset.
+
+    cuts.json                 where each step cuts, from passes over the parts
+    part-00000.parquet        VERDICTS of one part of the stage before, by the cuts alone
+    kept/part-00000.parquet   SELECTABLE: the kept rows' figures
+    coreset.parquet           CORESET: these with key, shard and caption, by uid
+
+No item holds all rows. The first holds one part, the counts of `order_statistics` (about 1 MB) and
+the rows that it sorts (at most 2^20); with the policy `balanced` also some 40 bytes of each row
+that the bands leave. An item of the second phase holds one part. The last holds the figures of the
+coreset (28 bytes a row, twice while they are sorted), one part of SAMPLES and one row group.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from curate.rows.select import SELECT_REASONS, Selectable, Selected, select
+from curate.rows.cuts import Cuts, Steps, find_cuts, judge
+from curate.rows.select import SELECT_REASONS
+from curate.rows.selectable_rows import KEPT, SelectablePart, selectable_parts, table_of
 from curate.sources import source_of
-from curate.vectors import vector_parts
 from manifests import ledger, paths, store
 from manifests.errors import UserError
-from manifests.schemas import CORESET, conform
+from manifests.schemas import CORESET, SELECTABLE, UID_ROW_BITS, conform, empty
 from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
 
 CORESET_FILE = "coreset.parquet"
+CUTS_FILE = "cuts.json"
 
-Float64s = npt.NDArray[np.float64]
-Uint64s = npt.NDArray[np.uint64]
 Band = list[float]
 
 
@@ -48,7 +60,7 @@ class SelectConfig(Strict):
         return band
 
 
-def plan(view: View) -> list[Item]:
+def plan_cuts(view: View) -> list[Item]:
     """One item: ranks are over all rows."""
     config = SelectConfig.model_validate(view.config)
     wants_scores = config.clip_band is not None or config.policy == "top_clip"
@@ -58,21 +70,43 @@ def plan(view: View) -> list[Item]:
         raise _lacking("clip scores", "embed: {model: ViT-L-14, pretrained: openai}")
     if wants_clusters and "cluster" not in view.before:
         raise _lacking("clusters", "cluster: {num_clusters: 64}")
-    return [Item(part_name(0))]
+    return [Item("cuts")]
 
 
-def work(view: View, item: Item) -> Output:
-    """Decide on all rows; score is a dropped row's key, cutoff the nearest key that stayed."""
+def work_cuts(view: View, item: Item) -> Output:
+    """Return where each step cuts and, for `balanced`, each part's ranks; notes: the cutoffs."""
     config = SelectConfig.model_validate(view.config)
-    rows = _rows(view)
-    fate = select(
-        rows,
+    parts = selectable_parts(view)
+    steps = Steps(
         clip_band=_pair(config.clip_band),
         centroid_band=_pair(config.centroid_band),
         num_samples=config.num_samples,
         seed=view.seed,
         policy=config.policy,
     )
+    num_rows = _num_kept_before(view)
+    cuts, ranks = find_cuts([part.load for part in parts], steps, num_rows=num_rows)
+    files: dict[str, Any] = {CUTS_FILE: cuts.model_dump_json(indent=1).encode() + b"\n"}
+    if ranks is not None:
+        names = [_ranks_file(part.name) for part in parts]
+        files |= dict(zip(names, ranks, strict=True))
+    return Output(files=files, notes=cuts.nearest_kept())
+
+
+def plan(view: View) -> list[Item]:
+    """One item per part of the stage before."""
+    return [Item(part.name, {"part": part.number}) for part in selectable_parts(view)]
+
+
+def work(view: View, item: Item) -> Output:
+    """Judge one part's rows; score is a dropped row's key, cutoff the nearest key that stayed."""
+    rows = SelectablePart(view, item.payload["part"]).load()
+    cuts = Cuts.model_validate_json(store.read_bytes(paths.join(view.path, CUTS_FILE)))
+    ranks = None
+    if cuts.sample is not None and cuts.policy == "balanced":
+        ranks = np.asarray(store.read_array(paths.join(view.path, _ranks_file(item.name))))
+    fate = judge(rows, cuts, ranks)
+    kept = rows.take(np.flatnonzero(fate.keep))
     verdicts = ledger.verdicts(
         "select",
         rows.uid,
@@ -80,85 +114,61 @@ def work(view: View, item: Item) -> Output:
         scores=fate.score,
         cutoffs=fate.cutoff,
     )
-    files = {CORESET_FILE: _coreset(view, rows, fate)}
-    return Output(files=files, verdicts=verdicts, notes=_cutoffs(fate))
+    table = table_of(kept, has_clusters="cluster" in view.before)
+    return Output(files={f"{KEPT}/{item.name}.parquet": table}, verdicts=verdicts)
 
 
-def _rows(view: View) -> Selectable:
-    """Return the previous stage's kept rows by uid; figures that no stage made are NaN or 0."""
-    uids = view.all_kept()
-    known, scores = vector_parts.clip_scores(view)
-    clip = _looked_up(uids, known, scores)
-    if "cluster" not in view.before:
-        return Selectable(uids, clip, np.full(len(uids), np.nan), np.zeros(len(uids), np.uint32))
-    tables = [
-        store.read_table(path, ["uid", "cluster", "centroid_cosine"])
-        for path in view.before["cluster"].files()
-    ]
-    found = pl.DataFrame(pa.concat_tables(tables)).sort("uid") if tables else _no_assignments()
-    at = np.searchsorted(found["uid"].to_numpy(), uids)
-    return Selectable(
-        uids, clip, found["centroid_cosine"].to_numpy()[at], found["cluster"].to_numpy()[at]
-    )
+def plan_coreset(view: View) -> list[Item]:
+    """One item: the coreset is one file."""
+    return [Item("coreset")]
 
 
-def _looked_up(uids: Uint64s, known: Uint64s, values: Float64s) -> Float64s:
-    if not len(known):
-        return np.full(len(uids), np.nan)
-    return values[np.searchsorted(known, uids)]
+def work_coreset(view: View, item: Item) -> Output:
+    """Return the coreset; it is written as it is read, a row group at a time."""
+    return Output(files={CORESET_FILE: lambda file: _write_coreset(view, file)})
 
 
-def _no_assignments() -> pl.DataFrame:
-    return pl.DataFrame(
-        schema={"uid": pl.UInt64, "cluster": pl.UInt32, "centroid_cosine": pl.Float64}
-    )
+def _write_coreset(view: View, file: BinaryIO) -> None:
+    """Write the CORESET rows by uid: as the source's parts follow each other, so do their uids."""
+    kept = pl.concat(
+        [
+            pl.DataFrame(empty(SELECTABLE)),
+            *(pl.DataFrame(store.read_table(path)) for path in view.own.files(KEPT)),
+        ]
+    ).sort("uid")
+    waiting = empty(CORESET)
+    with pq.ParquetWriter(file, waiting.schema, compression="zstd") as writer:
+        for part in view.parts():
+            waiting = pa.concat_tables([waiting, _described(view, part, kept)])
+            while waiting.num_rows >= store.ROW_GROUP_ROWS:
+                writer.write_table(waiting.slice(0, store.ROW_GROUP_ROWS))
+                waiting = waiting.slice(store.ROW_GROUP_ROWS)
+        if waiting.num_rows:
+            writer.write_table(waiting)
 
 
-def _coreset(view: View, rows: Selectable, fate: Selected) -> pa.Table:
-    """Return the CORESET table of the kept rows, by uid."""
-    kept = fate.keep
-    columns: dict[str, Any] = {
-        "uid": rows.uid[kept],
-        "clip_score": _known(rows.clip_score[kept]),
-        "centroid_cosine": _known(rows.centroid_cosine[kept]),
-        "cluster": pa.array(
-            rows.cluster[kept], mask=np.full(int(kept.sum()), "cluster" not in view.before)
-        ),
-    }
-    frame = pl.DataFrame(pa.table(columns)).join(
-        _described(view, rows.uid[kept]), on="uid", how="left", maintain_order="left"
-    )
-    return conform(frame.to_arrow(), CORESET)
+def _described(view: View, part: Mapping[str, Any], kept: pl.DataFrame) -> pa.Table:
+    """Return the CORESET rows of one source part. Args: kept: all rows' figures, by uid."""
+    first = int(part["first_shard_index"])
+    ends = np.array([first, first + len(part["shards"])], np.uint64) << np.uint64(UID_ROW_BITS)
+    low, high = np.searchsorted(kept["uid"].to_numpy(), ends)
+    if low == high:
+        return empty(CORESET)
+    path = paths.join(view.before["ingest"].path, f"{part_name(part['part'])}.parquet")
+    samples = pl.DataFrame(store.read_table(path, ["uid", "key", "shard", "caption"]))
+    mine = kept.slice(low, high - low)
+    joined = mine.join(samples, on="uid", how="left", maintain_order="left")
+    return conform(joined.to_arrow(), CORESET)
 
 
-def _described(view: View, uids: Uint64s) -> pl.DataFrame:
-    """Return uid, key, shard and caption of the rows, read part by part."""
-    ingest = view.before["ingest"].path
-    wanted = pl.Series(uids)
-    found = [
-        pl.DataFrame(
-            schema={"uid": pl.UInt64, "key": pl.String, "shard": pl.String, "caption": pl.String}
-        )
-    ]
-    for part in view.parts():
-        path = paths.join(ingest, f"{part_name(part['part'])}.parquet")
-        table = store.read_table(path, ["uid", "key", "shard", "caption"])
-        found.append(pl.DataFrame(table).filter(pl.col("uid").is_in(wanted.implode())))
-    return pl.concat(found)
+def _num_kept_before(view: View) -> int:
+    record = view.previous.record()
+    assert record is not None, "a stage begins when the one before is finished"
+    return int(record["kept"])
 
 
-def _known(values: Float64s) -> pa.Array:
-    return pa.array(values, mask=np.isnan(values))
-
-
-def _cutoffs(fate: Selected) -> dict[str, float]:
-    """Return the absolute cutoff of each reason: the nearest key that stayed."""
-    found = {}
-    for code, reason in enumerate(SELECT_REASONS):
-        cut = fate.cutoff[(fate.reason == code) & ~np.isnan(fate.cutoff)]
-        if code and len(cut):
-            found[reason] = float(cut[0])
-    return found
+def _ranks_file(part: str) -> str:
+    return f"ranks/{part}.npy"
 
 
 def _pair(band: Band | None) -> tuple[float, float] | None:

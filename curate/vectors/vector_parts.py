@@ -52,13 +52,24 @@ def blocks_of(view: View, part: int) -> list[VectorBlock]:
     )
 
 
-def clip_scores(view: View) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
-    """Return (uids ascending, their clip scores) of all parts, without touching embeddings."""
-    tables = [_score_table(view, part["part"]) for part in view.parts()]
-    uids = np.concatenate([np.zeros(0, np.uint64), *(t.column("uid").to_numpy() for t in tables)])
-    scores = np.concatenate([np.zeros(0), *(t.column("clip_score").to_numpy() for t in tables)])
-    order = np.argsort(uids)
-    return uids[order], scores[order]
+def scores_in_part(view: View, part: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
+    """Return (uids, their clip scores) of a part, without touching embeddings.
+
+    uint64 [n] ascending and float64 [n], NaN where the row has no score.
+    """
+    table = _score_table(view, part).sort_by("uid")
+    scores = table.column("clip_score").to_numpy()
+    return table.column("uid").to_numpy(), np.asarray(scores, dtype=np.float64)
+
+
+def scores_of(view: View, uids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Return the clip scores of `uids` (ascending, unique), float64 [n], in that order."""
+    scores = np.full(len(uids), np.nan)
+    for part in _parts_with(view, uids):
+        known, found = scores_in_part(view, part)
+        mine = np.flatnonzero(np.isin(uids, known, assume_unique=True))
+        scores[mine] = found[np.searchsorted(known, uids[mine])]
+    return scores
 
 
 def gather(view: View, uids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float16]:
@@ -82,12 +93,18 @@ def _inside(uids: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> npt.
 
 
 def _blocks_with(view: View, uids: npt.NDArray[np.uint64]) -> Iterator[VectorBlock]:
+    for part in _parts_with(view, uids):
+        yield from blocks_of(view, part)
+
+
+def _parts_with(view: View, uids: npt.NDArray[np.uint64]) -> Iterator[int]:
+    """Yield the parts that may hold any of the uids."""
     indices = np.unique(uids >> np.uint64(UID_ROW_BITS))
     for part in view.parts():
         first, num = part["first_shard_index"], len(part["shards"])
         low, high = np.searchsorted(indices, [first, first + num])
         if low < high:
-            yield from blocks_of(view, part["part"])
+            yield int(part["part"])
 
 
 def _score_table(view: View, part: int) -> pa.Table:
