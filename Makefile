@@ -130,11 +130,11 @@ format: $(READY) ## Sort imports and format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(READY) ## Time Warren beside its alternatives: one table (OUT=folder, BENCH=one file, ARGS=--quick)
+bench: $(READY) ## Time Warren beside its alternatives: a table in OUT= (BENCH=file ARGS=--quick)
 	for file in $(BENCH); do $(BIN)/python "$$file" $(if $(OUT),--out '$(OUT)') $(ARGS); done
 
 .PHONY: bench-gpu
-bench-gpu: ## The same on a CUDA device (BIN=a bin folder whose python has torch, scipy and pyarrow)
+bench-gpu: ## The same where torch has CUDA; what needs a missing package is skipped
 	nvidia-smi -L
 	$(MAKE) bench ARGS='--device cuda $(ARGS)'
 

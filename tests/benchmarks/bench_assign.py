@@ -10,8 +10,10 @@ rows held out, measured after each iteration while the clock stands.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,33 +95,22 @@ def exact_labels(rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray) ->
 
 def trainings(options: Options, world: World, sizes: Sizes) -> Iterator[Row]:
     """Yield the seconds to FAISS's objective after its iterations, and a little."""
-    import torch
-
     what = f"k-means, {sizes.training_rows:,} rows, {sizes.clusters:,} clusters"
-    if missing := report.skipped(what, "faiss"):
-        yield from missing
+    rows, held_out = world.parts(sizes.training_rows), world.rows(sizes.held_out_rows, part=98)
+    if options.device == "cuda" or find_spec("faiss") is None:
+        course = Course(options, held_out)
+        our_iterations(rows, sizes.clusters, FAISS_ITERATIONS, course)
+        words = (course.last(), "skipped: needs faiss, CPU")
+        yield Row(f"{what}: {FAISS_ITERATIONS} iterations", *words)
         return
-    rows = world.parts(sizes.training_rows)
-    held_out = world.rows(sizes.held_out_rows, part=98)
     theirs = Course(options, held_out)
-    faiss_iterations(rows, sizes.clusters, options.threads, theirs)
+    faiss_iterations(rows, sizes.clusters, theirs)
     ours = Course(options, held_out, enough=SLACK * theirs.objectives[-1])
-    given = _as_given(options, torch.from_numpy(rows).to(options.device))
-    try:
-        ours.start()
-        lloyd.train(
-            given,
-            num_clusters=sizes.clusters,
-            iterations=MOST_ITERATIONS,
-            seed=0,
-            on_iteration=lambda _, __, centroids: ours.after_iteration(centroids),
-        )
-    except EnoughError:
-        pass
+    our_iterations(rows, sizes.clusters, MOST_ITERATIONS, ours)
     reached = ours.objectives[-1] <= ours.enough
-    words = [f"{one.seconds[-1]:.4g} s ({one.last()})" for one in (ours, theirs)]
     ratio = ours.seconds[-1] / theirs.seconds[-1] if reached else None
-    yield Row(f"{what}: seconds to FAISS's objective + 0.5%", *words, ratio, at_most=0.65)
+    name = f"{what}: seconds to FAISS's objective + 0.5%"
+    yield Row(name, ours.last(), theirs.last(), ratio, at_most=0.65)
 
 
 class EnoughError(Exception):
@@ -152,17 +143,34 @@ class Course:
 
     def last(self) -> str:
         """Return the last point in words."""
-        return f"{len(self.seconds)} iterations, {self.objectives[-1]:.4f}"
+        count, objective = len(self.seconds), self.objectives[-1]
+        return f"{self.seconds[-1]:.4g} s ({count} iterations, {objective:.4f})"
 
 
-def faiss_iterations(rows: np.ndarray, count: int, threads: int, course: Course) -> None:
+def faiss_iterations(rows: np.ndarray, count: int, course: Course) -> None:
     """Train as FAISS does, from the first centroids that Warren takes."""
     chosen = lloyd.first_rows(len(rows), count, 0, lambda at: rows[at])
     course.start()
     centroids, wide = rows[chosen].astype(np.float32), rows.astype(np.float32)
     for _ in range(FAISS_ITERATIONS):
-        centroids, _ = kmeans.iterate(wide, centroids, num_threads=threads)
+        centroids, _ = kmeans.iterate(wide, centroids, num_threads=course.options.threads)
         course.after_iteration(centroids)
+
+
+def our_iterations(rows: np.ndarray, count: int, iterations: int, course: Course) -> None:
+    """Train as Warren does until the objective is reached."""
+    import torch
+
+    given = _as_given(course.options, torch.from_numpy(rows).to(course.options.device))
+    course.start()
+    with suppress(EnoughError):
+        lloyd.train(
+            given,
+            num_clusters=count,
+            iterations=iterations,
+            seed=0,
+            on_iteration=lambda _, __, centroids: course.after_iteration(centroids),
+        )
 
 
 def _as_given(options: Options, rows: Any) -> Any:

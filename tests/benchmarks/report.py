@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 ENOUGH_SECONDS = 10.0
 """A candidate that has run this long in all is not run again."""
 PACKAGES = ("torch", "numpy", "scipy", "faiss-cpu", "faiss-gpu-cu12", "pyarrow", "polars", "ray")
+RATIO = "Ratio: how often ours is faster; where the target is an upper limit, ours / the other."
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
@@ -259,7 +260,7 @@ def machine() -> dict[str, Any]:
     page = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": (names or [platform.processor() or platform.machine()])[0],
-        "instructions": [name for name in INSTRUCTIONS if f" {name}" in info],
+        "instructions": " ".join(name for name in INSTRUCTIONS if f" {name}" in info),
         "cores": os.cpu_count(),
         "memory_gib": round(page / 2**30),
         "gpu": _gpu_name(),
@@ -287,7 +288,7 @@ def versions() -> dict[str, str]:
 
 def _markdown(table: dict[str, Any]) -> str:
     """Return the table: what the figures were measured on, then one section per file and mode."""
-    lines = ["# Benchmarks", ""]
+    lines = ["# Benchmarks", "", RATIO, ""]
     for group in ("machine", "versions"):
         facts = (f"{key} {value}" for key, value in table[group].items() if value)
         lines += [f"{group}: {', '.join(facts)}", ""]
