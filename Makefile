@@ -130,8 +130,13 @@ format: $(READY) ## Sort imports and format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(READY) ## Time Warren beside its alternatives (BENCH=one file)
-	for file in $(BENCH); do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(READY) ## Time Warren beside its alternatives: a table in OUT= (BENCH=file ARGS=--quick)
+	for file in $(BENCH); do $(BIN)/python "$$file" $(if $(OUT),--out '$(OUT)') $(ARGS); done
+
+.PHONY: bench-gpu
+bench-gpu: ## The same where torch has CUDA; what needs a missing package is skipped
+	nvidia-smi -L
+	$(MAKE) bench ARGS='--device cuda $(ARGS)'
 
 .PHONY: demo-models
 demo-models: $(READY) ## Train the demo's small CLIP anew, half an hour on 2 cores

@@ -2,30 +2,30 @@
 
     python tests/benchmarks/bench_baseline.py --rows 1000000 --clusters 1000 --out DIR
 
-Prints a markdown table. The run is `warren run` in a child process, as a user starts it; peak
-memory is the largest private resident set of that process and its workers, sampled at 10 Hz.
-The limit of `cluster` and `dedup` is the matrix product: their useful flops per second stand beside
-the rate of a plain float32 torch.mm measured just before.
+The run is `warren run` in a child process, as a user starts it; peak memory is the largest private
+resident set of that process and its workers, sampled at 10 Hz. The limit of `cluster` and `dedup`
+is the matrix product: their useful flops per second stand beside those of a plain float32 product.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
+import os
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-import psutil
+import report
 from embeddings_world import write_world
+from report import Options, Row
+from synthetic import DIM
 
-DIM = 768
-
+NEEDS = ("psutil", "polars", "ray", "pydantic", "click")
 RECIPE = """\
 seed: 0
 source: {{kind: clip_retrieval, path: {path}}}
@@ -35,105 +35,129 @@ select: {{clip_band: [0.40, 0.60], centroid_band: [0.15, 0.35], num_samples: {sa
 """
 
 
-def main() -> None:
-    """Make the embeddings unless they are there, run, and print the table."""
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--rows", type=int, default=100_000)
-    words.add_argument("--clusters", type=int, default=100)
-    words.add_argument("--executor", default="local")
-    words.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "warren-bench")
-    args = words.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    world = args.out / f"embeddings-{args.rows}"
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run: where it is, what its stages recorded, wall seconds, and peak bytes."""
+
+    rows: int
+    dim: int
+    folder: Path
+    records: dict[str, Any]
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one step of a run did: operations of its products, bytes of rows read, and seconds."""
+
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def finished_run(out: Path, rows: int, clusters: int, executor: str, dim: int = DIM) -> Finished:
+    """Make the embeddings unless they are there, and run."""
+    world = out / f"embeddings-{rows}-{dim}"
     if not (world / "made").exists():
-        write_world(world, num_rows=args.rows, dim=DIM)
+        write_world(world, num_rows=rows, dim=dim)
         (world / "made").touch()
-    run_dir = args.out / f"run-{args.rows}-{args.executor}-{time.strftime('%H%M%S')}"
-    recipe = args.out / "recipe.yaml"
-    recipe.write_text(RECIPE.format(path=world, clusters=args.clusters, samples=args.rows // 1000))
-    gemm = _gemm_flops_per_second()
-    seconds, peak = _run(recipe, run_dir, args.executor)
-    _print_table(run_dir, args.rows, seconds, peak)
-    _print_limits(run_dir, gemm)
+    folder = out / f"run-{rows}-{executor}-{time.strftime('%H%M%S')}"
+    recipe = out / "recipe.yaml"
+    samples = max(1, rows // 1000)
+    recipe.write_text(RECIPE.format(path=world, clusters=clusters, samples=samples))
+    seconds, peak = _run(recipe, folder, executor)
+    names = json.loads((folder / "latest.json").read_text())["stages"]
+    records = [json.loads((folder / name / "record.json").read_text()) for name in names]
+    return Finished(rows, dim, folder, {one["stage"]: one for one in records}, seconds, peak)
 
 
-def _run(recipe: Path, run_dir: Path, executor: str) -> tuple[float, int]:
-    """Return (wall seconds, peak resident bytes of the process tree)."""
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(recipe), "--out", str(run_dir)]
+def _run(recipe: Path, folder: Path, executor: str) -> tuple[float, int]:
+    """Return (wall seconds, peak private bytes of the process tree)."""
+    import psutil
+
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(recipe), "--out", str(folder)]
+    root = str(Path(__file__).resolve().parents[2])
     started, peak = time.monotonic(), 0
-    with subprocess.Popen([*command, "--executor", executor]) as child:
+    with subprocess.Popen([*command, "--executor", executor], cwd=root) as child:
         tree = psutil.Process(child.pid)
         while child.poll() is None:
-            peak = max(peak, _resident(tree))
+            children = []
+            if tree.is_running() and tree.status() != psutil.STATUS_ZOMBIE:
+                children = tree.children(recursive=True)
+            peak = max(peak, report.private_bytes(tree, *children))
             time.sleep(0.1)
     if child.returncode:
         raise SystemExit(child.returncode)
     return time.monotonic() - started, peak
 
 
-def _resident(tree: psutil.Process) -> int:
-    """Return the private resident bytes of the tree, without shared pages of mapped files."""
-    total = 0
-    try:
-        for process in [tree, *tree.children(recursive=True)]:
-            memory = process.memory_info()
-            total += memory.rss - getattr(memory, "shared", 0)
-    except psutil.NoSuchProcess:
-        return total
-    return total
+def work_of(run: Finished) -> dict[str, Work]:
+    """Return the work of each step: dedup counts a multiplication and an addition for each pair."""
+    import polars as pl
 
-
-def _print_table(run_dir: Path, rows: int, seconds: float, peak: int) -> None:
-    names = json.loads((run_dir / "latest.json").read_text())["stages"]
-    records = [json.loads((run_dir / name / "record.json").read_text()) for name in names]
-    print(f"{rows:,} rows, {platform.processor() or platform.machine()}, {psutil.cpu_count()} CPUs")
-    print("| stage | rows in | kept | seconds | rows/s |\n|---|---|---|---|---|")
-    for record in records:
-        rate = record["rows_in"] / max(record["seconds"], 1e-9)
-        cells = [f"{record['rows_in']:,}", f"{record['kept']:,}", f"{record['seconds']:.1f}"]
-        print(f"| {record['stage']} | {' | '.join(cells)} | {rate:,.0f} |")
-    print(f"| all | {rows:,} | {records[-1]['kept']:,} | {seconds:.1f} | {rows / seconds:,.0f} |")
-    print(f"peak private memory of all processes: {peak / 2**20:,.0f} MiB")
-
-
-def _gemm_flops_per_second() -> float:
-    """Return the rate of a float32 product of the shapes that the stages use, on all threads."""
-    import torch
-
-    left, right = torch.randn(4096, DIM), torch.randn(DIM, 4096)
-    torch.mm(left, right)
-    started = time.perf_counter()
-    for _ in range(20):
-        torch.mm(left, right)
-    return 20 * 2 * 4096 * 4096 * DIM / (time.perf_counter() - started)
-
-
-def _print_limits(run_dir: Path, gemm: float) -> None:
-    """Print the useful flops of training, assignment and dedup per second, and as share of mm."""
-    cluster, dedup = (_record(run_dir, stage) for stage in ("cluster", "dedup"))
-    parts = [str(path) for path in run_dir.glob("cluster-*/part-*.parquet")]
+    cluster, dedup = run.records["cluster"], run.records["dedup"]
+    parts = [str(path) for path in run.folder.glob("cluster-*/part-*.parquet")]
     sizes = pl.read_parquet(parts, columns=["cluster"])["cluster"].value_counts()["count"]
-    num_clusters = cluster["notes"]["centroids"]["clusters"]
-    training = 2.0 * cluster["notes"]["centroids"]["training_rows"] * num_clusters * DIM
-    flops = {
-        "training": training * cluster["config"]["iterations"],
-        "assignment": 2.0 * cluster["rows_in"] * num_clusters * DIM,
-        "dedup": float((sizes.cast(pl.Float64) ** 2).sum()) * DIM,
+    notes = cluster["notes"]["centroids"]
+    per_row, all_rows = 2.0 * notes["clusters"] * run.dim, 2.0 * run.rows * run.dim
+    training = notes["training_rows"]
+    times = {"centroids": 0.0, "parts": 0.0}
+    for part in cluster["parts"]:
+        times["centroids" if part["item"] == "centroids" else "parts"] += part["seconds"]
+    return {
+        "ingest": Work(0.0, 2 * all_rows, run.records["ingest"]["seconds"]),
+        "training": Work(
+            training * per_row * cluster["config"]["iterations"],
+            2.0 * training * run.dim,
+            times["centroids"],
+        ),
+        "assignment": Work(run.rows * per_row, all_rows, times["parts"]),
+        "dedup": Work(
+            float((sizes.cast(pl.Float64) ** 2).sum()) * run.dim, all_rows, dedup["item_seconds"]
+        ),
     }
-    seconds = {
-        "training": sum(p["seconds"] for p in cluster["parts"] if p["item"] == "centroids"),
-        "assignment": sum(p["seconds"] for p in cluster["parts"] if p["item"] != "centroids"),
-        "dedup": dedup["item_seconds"],
-    }
-    print(f"plain float32 torch.mm: {gemm / 1e9:,.0f} GF/s")
-    for name, count in flops.items():
-        rate = count / max(seconds[name], 1e-9)
-        print(f"{name}: {count / 1e12:.2f} Tflop, {rate / 1e9:,.0f} GF/s, {rate / gemm:.0%} of mm")
 
 
-def _record(run_dir: Path, stage: str) -> Any:
-    (path,) = run_dir.glob(f"{stage}-*/record.json")
-    return json.loads(path.read_text())
+def stage_rows(run: Finished) -> Iterator[Row]:
+    """Yield a row for every stage, one for the run, and one for its memory."""
+    for record in run.records.values():
+        rate = record["rows_in"] / max(record["seconds"], 1e-9)
+        what = f"{run.rows:,} rows, {record['stage']}: {record['kept']:,} of {record['rows_in']:,}"
+        yield Row(what, f"{record['seconds']:.1f} s, {rate:,.0f} rows/s")
+    words = f"{run.seconds:.1f} s, {run.rows / run.seconds:,.0f} rows/s"
+    yield Row(f"{run.rows:,} rows, all", words)
+    yield Row(f"{run.rows:,} rows, peak private memory", f"{run.peak / 2**20:,.0f} MiB")
+
+
+def compare(options: Options, *, rows: int, clusters: int, executor: str) -> Iterator[Row]:
+    """Yield the stages, and their rates beside that of a plain float32 product."""
+    if missing := report.skipped("ingest to coreset", *NEEDS):
+        yield from missing
+        return
+    plain = report.gemm_rates(options)["fp32"]
+    options.out.mkdir(parents=True, exist_ok=True)
+    run = finished_run(options.out.resolve(), rows, clusters, executor)
+    yield from stage_rows(run)
+    for name, work in work_of(run).items():
+        if work.flops:
+            rate = work.flops / max(work.seconds, 1e-9)
+            words = [f"{one / 1e9:,.0f} GF/s" for one in (rate, plain)]
+            yield Row(f"{rows:,} rows, {name} / plain fp32 product", *words, rate / plain)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the options and run."""
+    parser = report.parser(__doc__, num_threads=os.cpu_count() or 1)
+    parser.set_defaults(device="cpu")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--clusters", type=int)
+    parser.add_argument("--executor", default="local")
+    args = vars(parser.parse_args(words))
+    rows = 2000 if args["quick"] else args.pop("rows")
+    extra = {name: args.pop(name, None) for name in ("rows", "clusters", "executor")}
+    extra |= {"rows": rows, "clusters": extra["clusters"] or max(1, rows // 1000)}
+    report.run_with(Path(__file__).stem, Options(**args), partial(compare, **extra))
 
 
 if __name__ == "__main__":

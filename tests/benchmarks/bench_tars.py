@@ -1,28 +1,23 @@
-"""Time the tar writer against webdataset.TarWriter(mtime=0), the header scan against tarfile.
+"""The tar writer beside webdataset.TarWriter(mtime=0), the header scan beside tarfile.
 
-Run: python tests/benchmarks/bench_tars.py [NUM_SAMPLES]     (10000 samples of jpg + json + txt, 240
-MB in /tmp by default) Each figure is the best of five rounds; the rounds of the candidates
-alternate, on one warm page cache.
+    python tests/benchmarks/bench_tars.py [--quick] [--out DIR]
+
+10000 samples of jpg + json + txt, 240 MB in a temporary folder, on one warm page cache.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import webdataset
+import report
+from report import Options, Row
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from curate.media.tars import group_samples, scan_members, write_tar
-
-NUM_ROUNDS = 5
 MEAN_JPEG_BYTES = 22_000  # as in the img2dataset shards of 256 px images
 Sample = tuple[str, bytes, bytes, bytes]
 
@@ -41,6 +36,8 @@ def make_samples(num_samples: int) -> list[Sample]:
 
 def write_ours(path: Path, samples: list[Sample]) -> None:
     """Write the samples with write_tar."""
+    from curate.media.tars import write_tar
+
     entries = (
         entry
         for key, jpg, meta, txt in samples
@@ -52,6 +49,8 @@ def write_ours(path: Path, samples: list[Sample]) -> None:
 
 def write_webdataset(path: Path, samples: list[Sample]) -> None:
     """Write the samples with webdataset's writer, at its faster and reproducible setting."""
+    import webdataset
+
     with webdataset.TarWriter(str(path), mtime=0) as writer:
         for key, jpg, meta, txt in samples:
             writer.write({"__key__": key, "jpg": jpg, "json": meta, "txt": txt})
@@ -63,38 +62,33 @@ def scan_tarfile(path: Path) -> None:
         archive.getmembers()
 
 
-def best_seconds(*candidates: Callable[[], object]) -> list[float]:
-    """Return each candidate's fastest round; the rounds take turns."""
-    best = [float("inf")] * len(candidates)
-    for _ in range(NUM_ROUNDS):
-        for place, candidate in enumerate(candidates):
-            start = time.perf_counter()
-            candidate()
-            best[place] = min(best[place], time.perf_counter() - start)
-    return best
+def compare(options: Options) -> Iterator[Row]:
+    """Yield samples a second of the writers, and seconds of the scans."""
+    if missing := report.skipped("tars", "webdataset"):
+        yield from missing
+        return
+    from curate.media.tars import group_samples, scan_members
 
-
-def main() -> None:
-    """Print samples a second of the writers, seconds of the scans, and both ratios."""
-    num_samples = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    num_samples = 100 if options.quick else 10_000
     samples = make_samples(num_samples)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours.tar"), Path(folder, "webdataset.tar")
-        ours_s, theirs_s = best_seconds(
-            lambda: write_ours(ours, samples), lambda: write_webdataset(theirs, samples)
+        seconds = report.turns(
+            options,
+            {
+                "write": partial(write_ours, ours, samples),
+                "webdataset": partial(write_webdataset, theirs, samples),
+                "scan": lambda: scan_members(str(ours)),
+                "group": lambda: group_samples(scan_members(str(ours))),
+                "tarfile": partial(scan_tarfile, ours),
+            },
         )
-        scan_s, group_s, tarfile_s = best_seconds(
-            lambda: scan_members(str(ours)),
-            lambda: group_samples(scan_members(str(ours))),
-            lambda: scan_tarfile(ours),
-        )
-    print(f"write {num_samples} samples: {num_samples / ours_s:,.0f} samples/s ours,", end=" ")
-    print(f"{num_samples / theirs_s:,.0f} webdataset.TarWriter(mtime=0): {theirs_s / ours_s:.1f}x")
-    print(
-        f"scan {3 * num_samples} members: {scan_s:.3f} s ours ({group_s:.3f} s grouped), ", end=""
-    )
-    print(f"{tarfile_s:.3f} s tarfile.getmembers: {tarfile_s / scan_s:.1f}x")
+    what = f"write {num_samples:,} samples / webdataset.TarWriter(mtime=0)"
+    words = [f"{num_samples / seconds[name]:,.0f} samples/s" for name in ("write", "webdataset")]
+    yield Row(what, *words, seconds["webdataset"] / seconds["write"])
+    what = f"scan {3 * num_samples:,} members ({seconds['group']:.3f} s grouped) / tarfile"
+    yield Row(what, **report.timed(seconds["scan"], seconds["tarfile"]))
 
 
 if __name__ == "__main__":
-    main()
+    report.run(Path(__file__).stem, __doc__, compare)
