@@ -22,7 +22,7 @@ from small_inputs import (
     write_embeddings,
 )
 
-from curate.duplicates import dedup_stage
+from curate.duplicates import forest_stage
 from curate.rows.select import SELECT_REASONS, Selectable, select
 from manifests import checks, lineage, store
 from manifests.errors import PartDamaged
@@ -53,7 +53,13 @@ def tied_world(folder: Path) -> Path:
 def recipe(folder: Path, case: Mapping[str, Any], *, has_dedup: bool) -> dict[str, Any]:
     dedup = {"dedup": {"similarity_above": 0.999, "keep": "far"}} if has_dedup else {}
     source = {"kind": "clip_retrieval", "path": str(folder), "shards_per_part": 1}
-    return {"source": source, "seed": 4, "cluster": {"num_clusters": 6, "min_rows_per_centroid": 1}, **dedup, "select": case}
+    return {
+        "source": source,
+        "seed": 4,
+        "cluster": {"num_clusters": 6, "min_rows_per_centroid": 1},
+        **dedup,
+        "select": case,
+    }
 
 
 def all_rows(chain: Mapping[str, StageDir]) -> Selectable:
@@ -109,7 +115,7 @@ def assert_coreset(out: Path, chain: Mapping[str, StageDir], kept: list[int]) ->
 def test_verdicts_and_coreset_are_those_of_select_in_memory(
     tmp_path: Path, name: str, has_dedup: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup_stage, "ROWS_PER_ITEM", 20)
+    monkeypatch.setattr(forest_stage, "ROWS_PER_BUCKET", 20)
     monkeypatch.setattr(store, "ROW_GROUP_ROWS", 7)
     out = tmp_path / "out"
     world = tied_world(tmp_path / "in")
