@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parent / "benchmarks"
-QUICK = ("dedup", "assign", "ghosts", "grouping", "tars", "scale")
+QUICK = ("dedup", "assign", "ghosts", "grouping", "cuts", "tars", "scale")
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_ghosts_without_a_cap_and_with_the_provable_margin_miss_nothing() -> Non
     centroids = ghosts.lloyd.train(rows, num_clusters=6, iterations=3, seed=0)
     cluster = ghosts.assign(rows, centroids).cluster
     margin = (2 - 2 * ghosts.ABOVE) ** 0.5 / 2
-    near = ghosts.Ghosts(*ghosts.ghosts_of(rows, centroids, cluster, margin=margin, cap=None))
+    near = ghosts.Ghosts(*ghosts.ghosts_of(rows, centroids, margin=margin, cap=None))
     true = ghosts.components(rows, ghosts.ABOVE).tolist()
     found = ghosts.global_components(rows, cluster, near).tolist()
     assert len({*zip(true, found, strict=True)}) == len(set(true)) == len(set(found))

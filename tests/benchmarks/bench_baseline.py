@@ -93,28 +93,28 @@ def _run(recipe: Path, folder: Path, executor: str) -> tuple[float, int]:
 
 
 def work_of(run: Finished) -> dict[str, Work]:
-    """Return the work of each step: dedup counts a multiplication and an addition for each pair."""
+    """Return the work of each step: the forest counts a product of two rows for each pair once."""
     import polars as pl
 
-    cluster, dedup = run.records["cluster"], run.records["dedup"]
+    cluster, trained = run.records["cluster"], run.records["centroids"]
     parts = [str(path) for path in run.folder.glob("cluster-*/part-*.parquet")]
     sizes = pl.read_parquet(parts, columns=["cluster"])["cluster"].value_counts()["count"]
-    notes = cluster["notes"]["centroids"]
+    notes = trained["notes"]["centroids"]
     per_row, all_rows = 2.0 * notes["clusters"] * run.dim, 2.0 * run.rows * run.dim
     training = notes["training_rows"]
-    times = {"centroids": 0.0, "parts": 0.0}
-    for part in cluster["parts"]:
-        times["centroids" if part["item"] == "centroids" else "parts"] += part["seconds"]
+    dim_bytes = 2.0 * run.dim
     return {
         "ingest": Work(0.0, 2 * all_rows, run.records["ingest"]["seconds"]),
         "training": Work(
-            training * per_row * cluster["config"]["iterations"],
-            2.0 * training * run.dim,
-            times["centroids"],
+            training * per_row * notes["iterations"],
+            dim_bytes * (run.rows + training * notes["iterations"]),
+            trained["seconds"],
         ),
-        "assignment": Work(run.rows * per_row, all_rows, times["parts"]),
-        "dedup": Work(
-            float((sizes.cast(pl.Float64) ** 2).sum()) * run.dim, all_rows, dedup["item_seconds"]
+        "assignment, rows by cluster": Work(run.rows * per_row, 2 * all_rows, cluster["seconds"]),
+        "forest": Work(
+            float((sizes.cast(pl.Float64) ** 2).sum()) * run.dim,
+            all_rows,
+            run.records["forest"]["seconds"],
         ),
     }
 

@@ -1,31 +1,30 @@
 """The cuts of a selection, streamed, beside a sort of all rows in memory: seconds and memory.
 
-    python tests/benchmarks/bench_cuts.py --rows 10000000
+    python tests/benchmarks/bench_cuts.py [--quick] [--out DIR]
 
 Rows are synthetic, made when they are read: clip scores that tie (2^12 values), cosines that do
-not. Prints CPU seconds of one thread and the peak of traced memory, each of its own pass over the
-work, as tracing slows it down. The streamed way makes the rows again for each pass; what that takes
-stands beside, and is no part of the seconds. Both ways must keep the same rows.
+not. Memory is the peak of traced memory, of a pass of its own, as tracing slows it down. The
+streamed way makes the rows again for each pass; what that takes is no part of the seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import report
+from report import Options, Row
 
 from curate.rows.cuts import Cuts, Steps, find_cuts, judge
 from curate.rows.select import Selectable, select
 
 PART_ROWS = 1 << 20
 CLIP_BAND, CENTROID_BAND = ("0.40", "0.60"), ("0.15", "0.35")
-
-Found = TypeVar("Found")
 
 
 class Parts:
@@ -46,27 +45,22 @@ class Parts:
         return rows
 
 
-def main() -> None:
-    """Find the cuts both ways and print a markdown table."""
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--rows", type=int, default=10_000_000)
-    num_rows = words.parse_args().rows
-    print(f"{num_rows:,} rows\n\n| way | CPU s | making rows, s | passes | peak MB |")
-    print("|---|---:|---:|---:|---:|")
-    cuts = _measure("streamed cuts", _streamed, num_rows)
-    keep = _measure("np.lexsort of all rows", _in_memory, num_rows)
-    _must_agree(cuts, keep, num_rows)
-
-
-def _measure(name: str, work: Callable[[Parts], Found], num_rows: int) -> Found:
-    parts = Parts(num_rows)
-    started = time.process_time()
-    found = work(parts)
-    seconds = time.process_time() - started - parts.seconds
-    num_passes = parts.num_loaded // parts.num_parts
-    peak = _peak_megabytes(partial(work, Parts(num_rows)))
-    print(f"| {name} | {seconds:.2f} | {parts.seconds:.2f} | {num_passes} | {peak:.0f} |")
-    return found
+def compare(options: Options) -> Iterator[Row]:
+    """Yield seconds and memory of both ways, which must keep the same rows."""
+    num_rows = 5000 if options.quick else 10_000_000
+    found: list[Any] = []
+    ways = {"streamed": _streamed, "np.lexsort of all rows": _in_memory}
+    times: dict[str, float] = {}
+    for name, work in ways.items():
+        parts = Parts(num_rows)
+        used = options.seconds(lambda work=work, parts=parts: found.append(work(parts)))
+        times[name] = used - parts.seconds
+    _must_agree(*found, num_rows)
+    what = f"{num_rows:,} rows, bands and sample: streamed / np.lexsort of all rows"
+    yield Row(f"{what}, seconds", **report.timed(*times.values()))
+    peaks = [_peak_megabytes(partial(work, Parts(num_rows))) for work in ways.values()]
+    words = [f"{peak:,.0f} MB" for peak in peaks]
+    yield Row(f"{what}, memory", *words, peaks[0] / peaks[1])
 
 
 def part(number: int, num_rows: int) -> Selectable:
@@ -115,4 +109,4 @@ def _peak_megabytes(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(Path(__file__).stem, __doc__, compare)

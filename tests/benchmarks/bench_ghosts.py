@@ -105,7 +105,7 @@ def _one_clustering(rows: Rows, num_clusters: int, true: int, sample: Ints) -> I
     centroids = lloyd.train(rows, num_clusters=num_clusters, iterations=10, seed=0)
     ready = prepare(centroids, rows)
     cluster, plain = assign(rows, ready).cluster, Ghosts.none()
-    ghosts = Ghosts(*ghosts_of(rows, ready, cluster, margin=MARGIN, cap=CAP))
+    ghosts = Ghosts(*ghosts_of(rows, ready, margin=MARGIN, cap=CAP))
     kept = [len(np.unique(global_components(rows, cluster, one))) for one in (plain, ghosts)]
     excess = [one / true - 1 for one in kept]
     words = [f"{one:.2%} of {true:,}" for one in excess]
