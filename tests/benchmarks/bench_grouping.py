@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_grouping.py [--quick] [--out DIR]
 
-Ours is what the cluster and forest stages do: each part is laid down by cluster (hashed and synced),
-then bucket after bucket is read, all within the time; the alternatives write nothing. Cold: the
-parts are taken out of the page cache first, and so is what ours wrote before it is read again. That
-is the case that counts, as rows that fit in memory need no grouping; warm stands beside it.
+Ours is what the cluster and forest stages do: each part is laid down by cluster (hashed and
+synced), then bucket after bucket is read, all within the time; the alternatives write nothing.
+Cold: the parts are taken out of the page cache first, and so is what ours wrote before it is read
+again. That is the case that counts, as rows that fit in memory need no grouping; warm stands beside
+it. Seconds are wall seconds.
 """
 
 from __future__ import annotations
@@ -102,9 +103,7 @@ def compare(options: Options) -> Iterator[Row]:
             seconds = {name: _seconds(wall, folder, way, is_cold) for name, way in ways.items()}
             speed = {name: num_rows * dim * 2 / 1e6 / one for name, one in seconds.items()}
             for name in list(ways)[1:]:
-                what = (
-                    f"{num_rows:,} rows into {num_clusters:,} clusters, {STATE[is_cold]} / {name}"
-                )
+                what = f"{num_rows:,} rows, {num_clusters:,} clusters, {STATE[is_cold]} / {name}"
                 words = [f"{one:,.0f} MB/s" for one in (speed["ours"], speed[name])]
                 target = {"at_least": 8.0} if is_cold else {}
                 yield Row(what, *words, speed["ours"] / speed[name], **target)
