@@ -116,7 +116,7 @@ def run_stage(
         if not items and planned:
             continue
         planned += [item.name for item in items]
-        store.write_json(link.directory.path, ITEMS, {"items": planned})
+        _note_planned(link.directory, planned)
         resources = _resources(link, recipe, executor)
         markers += _run_phase(link, phase, items, resources, executor, progress)
     store.remove_temporaries(link.directory.path)  # of workers that were killed meanwhile
@@ -138,6 +138,13 @@ def run_stage(
     )
     write_record(link.directory, record)
     progress.stage_done(link.stage.name, record)
+
+
+def _note_planned(directory: StageDir, planned: list[str]) -> None:
+    """Write the items' names, unless an earlier attempt noted these and perhaps later ones."""
+    noted = store.read_json(paths.join(directory.path, ITEMS))
+    if not isinstance(noted, dict) or not set(planned) <= set(noted["items"]):
+        store.write_json(directory.path, ITEMS, {"items": planned})
 
 
 def _run_phase(
