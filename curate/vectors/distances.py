@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors import products
-from curate.vectors.exact import GRID_BITS, Float16Rows, Float64s, squared_norms
+from curate.vectors.exact import GRID_BITS, Float16Rows, Float64s, one_thread, squared_norms
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +38,7 @@ def distance_units(
     import torch
 
     if centroids.is_long or isinstance(rows, torch.Tensor):
-        with _one_thread():
+        with one_thread():
             x_ND = products.as_tensor(rows).float()
             index = (torch.from_numpy(row), torch.from_numpy(centroid))
             index = tuple(one.to(x_ND.device) for one in index)  # type: ignore[assignment]
@@ -112,16 +110,3 @@ def dot_units(
         b = b_KD[part if b_index is None else b_index[part]].mul(1 << GRID_BITS).to(kind)
         units[part] = a.mul_(b).sum(dim=1)
     return units
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep short operations off the thread pool: on a busy machine each waits for all of it."""
-    import torch
-
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
