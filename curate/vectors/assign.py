@@ -27,6 +27,7 @@ from curate.vectors.exact import (
     round_to_grid,
 )
 from curate.vectors.products import Frame, Operand, Precision, engine_threads
+from curate.vectors.rotation import rotated
 from manifests.errors import UserError
 
 if TYPE_CHECKING:
@@ -182,9 +183,9 @@ def _frames(
         return frame, frame
     center = centroids.mean(dim=0)
     few = rows[:: max(1, -(-len(rows) // products.FITTED_ROWS))]
-    sample = products.as_tensor(few).float() - center
-    steps = [products.fitted_step(x, center) for x in (sample, centroids - center)]
-    return Frame("int8", center, steps[0]), Frame("int8", center, steps[1])
+    frame = products.int8_frame(products.as_tensor(few).float() - center, center)
+    turned = rotated(centroids - center) if frame.is_rotated else centroids - center
+    return frame, replace(frame, step=products.fitted_step(turned, center))
 
 
 def _each_step(

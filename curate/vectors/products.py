@@ -10,7 +10,9 @@ Nothing here decides: what lies within the slack of a decision is computed again
 
     int8   rows less a centre m, divided by a step and rounded: x - m = step * q + e. The integer
            dots are exact, and |(x-m).(y-m) - step^2 q_x.q_y| <= |e_x| |y-m| + |e_y| |step q_x|
-           (Cauchy-Schwarz), with |e| known for each row. x.y follows by adding m.x and m.y.
+           (Cauchy-Schwarz), with |e| known for each row. x.y follows by adding m.x and m.y. Where
+           a few dimensions are much larger than the rest, and would set the step for all, both
+           sides are rotated first (`rotation`), which changes no dot.
     fp32   no centre; gamma_d |x| |y| (see exact.fp32_dot_error_bound)
     bf16   as fp32, and the rounding of both inputs (known) and of the output (2^-8 |x| |y|)
     fp16   CUDA: inputs exact, sums in float32 by tensor cores, which truncate: 4 gamma_d |x| |y|
@@ -33,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors.exact import Float16Rows, fp32_dot_error_bound, full_precision_gemm
+from curate.vectors.rotation import rotated, rotation_error
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +47,7 @@ THREADS = "WARREN_THREADS"
 ROWS_PER_BLOCK = 512  # of the conversion: what fits a core's cache
 FITTED_ROWS = 4096
 CLIPPED_SHARE = 0.01  # of the rows may have an entry that the step does not reach
+WORTH_ROTATING = 1.25  # times finer must the step be: turning costs some 4 us a row
 _MAX_SHIFT = 2.0**28  # leaves int32 room for the dot beside it
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -78,11 +82,12 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How rows become operands: a precision, for int8 a centre (float32 [d]) and a step."""
+    """How rows become operands: a precision; for int8 a centre (float32 [d]), step, rotation."""
 
     precision: Precision
     center_D: torch.Tensor | None = None
     step: float = 1.0
+    is_rotated: bool = False
 
     @property
     def bytes_per_value(self) -> int:
@@ -117,11 +122,14 @@ class Frame:
         center_size = float(torch.linalg.vector_norm(self.center_D)) * 1.001
         torch.mv(off_center, self.center_D, out=offset)
         offset += 0.5 * center_size_squared(self.center_D)
+        if self.is_rotated:
+            off_center = rotated(off_center)
         levels = (off_center / self.step).round_().clamp_(-127, 127)
         out.copy_(levels)
         rest = off_center.sub_(levels, alpha=self.step)
         # norms in float32 are good to one part in a thousand; x - m was rounded once, 2^-24 of it
-        error.copy_(torch.linalg.vector_norm(rest, dim=1) * 1.001 + 3 * _UNIT_ROUNDOFF * size)
+        lost = 3 * _UNIT_ROUNDOFF + (rotation_error(x_ND.shape[1]) if self.is_rotated else 0.0)
+        error.copy_(torch.linalg.vector_norm(rest, dim=1) * 1.001 + lost * size)
         length.copy_(size * 1.001 + error)
         gamma = fp32_dot_error_bound(x_ND.shape[1] + 8, center_size, 1.01)
         slop.copy_(gamma * (size + center_size) + self.step**2)
@@ -160,7 +168,15 @@ def fit(rows_ND: Float16Rows | torch.Tensor, precision: Precision = "auto") -> F
     if chosen != "int8":
         return Frame(chosen)
     center = sample.mean(dim=0) if len(sample) else torch.zeros(sample.shape[1])
-    return Frame("int8", center, fitted_step(sample - center, center))
+    return int8_frame(sample - center, center)
+
+
+def int8_frame(centered_ND: torch.Tensor, center_D: torch.Tensor) -> Frame:
+    """Return the frame for rows like these, less their centre: rotated if that pays."""
+    plain = fitted_step(centered_ND, center_D)
+    finer = fitted_step(rotated(centered_ND), center_D)
+    is_rotated = plain > WORTH_ROTATING * finer
+    return Frame("int8", center_D, finer if is_rotated else plain, is_rotated)
 
 
 def fitted_step(centered_ND: torch.Tensor, center_D: torch.Tensor) -> float:
