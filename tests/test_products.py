@@ -8,6 +8,7 @@ import pytest
 
 from curate.vectors import products
 from curate.vectors.exact import Float16Rows
+from curate.vectors.hits import pairs_above
 from curate.vectors.products import Precision
 
 
@@ -27,7 +28,7 @@ def test_every_dot_is_within_the_slack_of_its_estimate(precision: Precision, dim
     frame = products.fit(rows[:20], precision)
     operand = frame.operand(rows)
     tile = products.product(operand, operand, products.tile_buffer(frame, 60 * 60))
-    pairs = products.pairs_above(tile, operand, operand, -10.0)
+    pairs = pairs_above(tile, operand, operand, -10.0)
     assert len(pairs) == 60 * 60
     assert (np.abs(pairs.estimate - truth[pairs.row, pairs.column]) <= pairs.slack).all()
 

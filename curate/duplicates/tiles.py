@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from curate.vectors import products
 from curate.vectors.exact import Float16Rows
-from curate.vectors.products import Frame, Hits, Operand, Precision
+from curate.vectors.hits import Hits, hits_above
+from curate.vectors.products import Frame, Operand, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ def scan(
                 if threshold < np.inf:
                     a, b = tops[top.start], lefts[left.start]
                     values = products.product(a, b, buffer)
-                    hits = products.hits_above(values, a, b, threshold)
+                    hits = hits_above(values, a, b, threshold)
                     if len(hits.row):
                         sink.take(Tile(top.start, left.start, values, hits, a, b))
 

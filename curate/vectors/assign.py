@@ -26,6 +26,7 @@ from curate.vectors.exact import (
     Float64s,
     round_to_grid,
 )
+from curate.vectors.hits import Hits, positions
 from curate.vectors.products import Frame, Operand, Precision, engine_threads
 from curate.vectors.rotation import rotated
 from manifests.errors import UserError
@@ -237,8 +238,8 @@ def _candidates(
         best = torch.maximum(best, tile.amax(dim=1).double() * unit - slack)
         cut = (best - slack - window) / unit
         cut = (cut.floor() - 1).to(tile.dtype) if unit != 1.0 else (cut - 1e-6 * cut.abs()).float()
-        row, column = products.positions(
-            products.Hits(torch.arange(len(block), device=tile.device), tile >= cut[:, None])
+        row, column = positions(
+            Hits(torch.arange(len(block), device=tile.device), tile >= cut[:, None])
         )
         value = tile[row, column].double() * unit
         own = block.error[row].double() * side.length[column]

@@ -246,9 +246,8 @@ def _float64_dots(rows_a: Float16Rows, rows_b: Float16Rows) -> Float64s:
     import torch
 
     a, b = (torch.from_numpy(np.require(x, requirements=("C", "W"))) for x in (rows_a, rows_b))
-    terms = a.float().mul_(b.float()).numpy().astype(np.float64)
-    with np.errstate(invalid="ignore"):  # inf and NaN are counted by reject_reasons
-        dots: Float64s = terms @ np.ones(terms.shape[1])
+    terms = a.float().mul_(b.float()).double()
+    dots: Float64s = torch.mv(terms, torch.ones(terms.shape[1], dtype=torch.float64)).numpy()
     return dots
 
 

@@ -23,7 +23,8 @@ def rotated(x_ND: torch.Tensor) -> torch.Tensor:
     D, up to 256: its entries are +-1/sqrt(W), so the matrix itself is without rounding.
     """
     turn_WW = _turn(_width(x_ND.shape[1]), x_ND.device.type)
-    strands = x_ND.reshape(len(x_ND), len(turn_WW), -1).transpose(1, 2)
+    num_rows, dim = x_ND.shape
+    strands = x_ND.reshape(num_rows, len(turn_WW), dim // len(turn_WW)).transpose(1, 2)
     return (strands.reshape(-1, len(turn_WW)) @ turn_WW).view(x_ND.shape)
 
 
