@@ -23,7 +23,7 @@ Ints: TypeAlias = NDArray[np.int64]
 Int32s: TypeAlias = NDArray[np.int32]
 Masks: TypeAlias = NDArray[np.bool_]
 
-EDGES_PER_RELABEL = 1_000_000
+EDGES_PER_RELABEL = 1 << 18
 DOUBTS_PER_STEP = 1 << 15
 DENSE_SHARE = 1 / 32  # of a tile's pairs: above it, joining by first hits is cheaper than listing
 _NO_PAIRS = np.empty((2, 0), np.int32)

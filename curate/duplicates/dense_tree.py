@@ -56,8 +56,7 @@ class _Growth:
     edge to the tree, -inf once v is in the tree.
     """
 
-    rows: Float64s  # [P, Q]
-    columns: Float64s  # [Q, P]
+    similarity_PQ: Float64s
     num_first: int
     one_set: bool
     ids: Ints
@@ -68,9 +67,8 @@ class _Growth:
     def of(cls, similarity_PQ: Float64s, ids_P: Ints, ids_Q: Ints, *, one_set: bool) -> _Growth:
         """Return a growth with an empty tree."""
         ids = ids_P if one_set else np.append(ids_P, ids_Q)
-        columns = similarity_PQ if one_set else np.ascontiguousarray(similarity_PQ.T)
         best, is_open = np.full(len(ids), -np.inf), np.ones(len(ids), np.bool_)
-        return cls(similarity_PQ, columns, len(ids_P), one_set, ids, best, is_open)
+        return cls(similarity_PQ, len(ids_P), one_set, ids, best, is_open)
 
     def reach(self, node: int) -> None:
         """Put a node into the tree and offer its edges."""
@@ -100,7 +98,7 @@ class _Growth:
     def _across(self, node: int) -> tuple[Float64s, slice]:
         """Return a node's similarities with the other side, and which nodes these are."""
         if self.one_set:
-            return self.rows[node], slice(0, None)
+            return self.similarity_PQ[node], slice(0, None)
         if node < self.num_first:
-            return self.rows[node], slice(self.num_first, None)
-        return self.columns[node - self.num_first], slice(0, self.num_first)
+            return self.similarity_PQ[node], slice(self.num_first, None)
+        return self.similarity_PQ[:, node - self.num_first], slice(0, self.num_first)

@@ -31,10 +31,12 @@ from curate.vectors.products import Precision, as_tensor, engine_threads
 
 Masks: TypeAlias = NDArray[np.bool_]
 
-LEVELS = 24
+LEVELS, FEWEST_LEVELS = 24, 4
+LEVEL_BYTES = 24 << 20
+"""What the levels may take together: a very large cluster gets fewer of them."""
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
-DENSE_PAIRS = 1 << 20
+DENSE_PAIRS = 1 << 19
 """Hits in one tile from which its spanning forest is grown without listing any."""
 MANY_CANDIDATES = 1 << 13
 """Candidates of one tile from which its strongest are joined first, to drop the rest."""
@@ -239,8 +241,9 @@ class _Builder:
     _position: Ints = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ladder = self.floor + (1.0 - self.floor) * np.linspace(0.0, 1.0, LEVELS) ** 0.75
-        self.levels = np.tile(np.arange(len(self.index), dtype=np.int32), (LEVELS, 1))
+        size = max(FEWEST_LEVELS, min(LEVELS, LEVEL_BYTES // (4 * max(1, len(self.index)))))
+        self.ladder = self.floor + (1.0 - self.floor) * np.linspace(0.0, 1.0, size) ** 0.75
+        self.levels = np.tile(np.arange(len(self.index), dtype=np.int32), (size, 1))
         self._position = np.full(len(self.rows), -1, np.int64)
         self._position[self.index] = np.arange(len(self.index))
 
@@ -291,12 +294,15 @@ class _Builder:
         waiting = Candidates.joined(self._waiting)
         self._waiting, self._num_waiting = [], 0
         self._climb(waiting)
+        waiting = waiting.take(self._may_matter(waiting))
         waiting = waiting.take(np.argsort(-waiting.upper, kind="stable"))
-        step = max(len(self.index) // 2, len(waiting) // MEASURED_IN_STEPS)
+        step = max(len(self.index), len(waiting) // MEASURED_IN_STEPS)
         while len(waiting):
-            waiting = waiting.take(self._may_matter(waiting))
             self._add(waiting.take(slice(step)))
             waiting = waiting.take(slice(step, None))
+            if len(waiting):
+                self._climb_forest()
+                waiting = waiting.take(self._may_matter(waiting))
 
     def _add(self, found: Candidates) -> None:
         """Put the exact similarity in place of the bounds and merge."""
@@ -310,6 +316,8 @@ class _Builder:
         similarity = np.append(self.similarity, similarity[above])
         kept = kruskal(len(self.rows), a, b, similarity)
         self.a, self.b, self.similarity = a[kept], b[kept], similarity[kept]
+
+    def _climb_forest(self) -> None:
         ends = self._position[self.a], self._position[self.b]
         self._climb(Candidates(*ends, self.similarity, self.similarity))
 
@@ -322,15 +330,16 @@ class _Builder:
     def _may_matter(self, pairs: Candidates) -> Masks:
         """Return which pairs are not joined by edges that are certainly stronger."""
         level = np.searchsorted(self.ladder, pairs.upper, side="left")
-        inside = np.minimum(level, LEVELS - 1)
+        inside = np.minimum(level, len(self.ladder) - 1)
         joined = self.levels[inside, pairs.top] == self.levels[inside, pairs.left]
-        return np.asarray(~joined | (level == LEVELS), np.bool_)
+        return np.asarray(~joined | (level == len(self.ladder)), np.bool_)
 
     def _wait(self, found: Candidates) -> None:
         self._waiting.append(found)
         self._num_waiting += len(found)
         if self._num_waiting > CANDIDATES_PER_MERGE:
             self.merge()
+            self._climb_forest()
 
     def _sides(self, tile: Tile) -> tuple[Ints, Ints]:
         """Return the positions of the tile's rows and columns that have a hit."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Ints: TypeAlias = NDArray[np.int64]
 
 BLOCK_ROWS = 2048
-PANEL_BYTES = 40 << 20
+PANEL_BYTES = 24 << 20
 ROWS_PER_PIVOT = 1024
 FEWEST_ROWS_TO_SORT = 8192
 
@@ -105,7 +105,7 @@ def scan(
     Args:
         rows: float16 [*, d]; index: which of them make the scanned set, in scan order.
     """
-    frame = products.fit(_sampled(rows, index), precision)
+    frame = products.fit(_sampled(rows, index), precision, num_compared=len(index))
     blocks = extent.blocks(block_rows)
     widest = max((block.stop - block.start for block in blocks), default=0)
     buffer = products.tile_buffer(frame, widest * widest)
@@ -164,7 +164,7 @@ def sorted_by_likeness(
         return index
     region = np.searchsorted(extent.ends(), np.arange(len(index)), side="right")
     pivots = index[::ROWS_PER_PIVOT]
-    frame = products.fit(_sampled(rows, index), precision)
+    frame = products.fit(_sampled(rows, index), precision, num_compared=len(pivots))
     pivot_rows = frame.operand(np.asarray(rows[pivots]))
     buffer = products.tile_buffer(frame, BLOCK_ROWS * len(pivots))
     nearest = np.empty(len(index), np.int64)

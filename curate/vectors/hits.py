@@ -17,7 +17,7 @@ from curate.vectors.products import Operand
 if TYPE_CHECKING:
     import torch
 
-LISTED_PAIRS = 1 << 18
+LISTED_PAIRS = 1 << 17
 """Pairs of a tile that are listed at once: some 100 bytes each."""
 
 

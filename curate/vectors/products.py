@@ -47,7 +47,9 @@ THREADS = "WARREN_THREADS"
 ROWS_PER_BLOCK = 512  # of the conversion: what fits a core's cache
 FITTED_ROWS = 4096
 CLIPPED_SHARE = 0.01  # of the rows may have an entry that the step does not reach
-WORTH_ROTATING = 1.25  # times finer must the step be: turning costs some 4 us a row
+FEWEST_FOR_INT8 = 4096
+"""Rows that each is compared with, from which int8 is worth the making of its operands."""
+WORTH_ROTATING = 1.25  # times finer must the step be: turning costs some 2 us a row
 _MAX_SHIFT = 2.0**28  # leaves int32 room for the dot beside it
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -154,17 +156,27 @@ def center_size_squared(center_D: torch.Tensor) -> float:
     return float(center_D.double().square().sum())
 
 
-def fit(rows_ND: Float16Rows | torch.Tensor, precision: Precision = "auto") -> Frame:
+def fit(
+    rows_ND: Float16Rows | torch.Tensor,
+    precision: Precision = "auto",
+    *,
+    num_compared: int = FEWEST_FOR_INT8,
+) -> Frame:
     """Return a frame that suits these rows: their mean, and a step that reaches all but a few.
 
     Looks at FITTED_ROWS of them at most. Other rows may be put down in it as well: the bound is
     measured row by row, and is only wider for rows that are unlike these.
+
+    Args:
+        num_compared: how many rows each is compared with, where the precision is "auto".
     """
     import torch
 
     few = rows_ND[:: max(1, -(-len(rows_ND) // FITTED_ROWS))]
     sample = as_tensor(few).float()
-    chosen = fastest_precision(sample.device.type) if precision == "auto" else precision
+    chosen = precision
+    if precision == "auto":
+        chosen = fastest_precision(sample.device.type, is_brief=num_compared < FEWEST_FOR_INT8)
     if chosen != "int8":
         return Frame(chosen)
     center = sample.mean(dim=0) if len(sample) else torch.zeros(sample.shape[1])
@@ -252,13 +264,22 @@ def engine_threads(device_type: str = "cpu") -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def fastest_precision(device_type: str = "cpu") -> Precision:
-    """Return the precision whose product is the fastest on this machine, measured once."""
+def fastest_precision(device_type: str = "cpu", *, is_brief: bool = False) -> Precision:
+    """Return the precision whose product is the fastest on this machine, measured once.
+
+    Args:
+        is_brief: too few products for int8, whose operands are the dearest to make.
+    """
     if device_type == "cuda":
         return "fp16"
-    rates = {precision: _rate(precision) for precision in _usable_on_cpu()}
+    rates = {kind: rate for kind, rate in _rates().items() if kind != "int8" or not is_brief}
     best = max(rates, key=lambda precision: rates[precision])
     return best if rates[best] > 1.3 * rates["fp32"] else "fp32"
+
+
+@lru_cache(maxsize=1)
+def _rates() -> dict[Precision, float]:
+    return {precision: _rate(precision) for precision in _usable_on_cpu()}
 
 
 def _usable_on_cpu() -> list[Precision]:

@@ -20,7 +20,7 @@ def rotated(x_ND: torch.Tensor) -> torch.Tensor:
     """Return rows turned by an orthogonal matrix that spreads each entry over many.
 
     A Hadamard matrix with random signs on every D/W-th entry, W the largest power of 4 that divides
-    D, up to 256: its entries are +-1/sqrt(W), so the matrix itself is without rounding.
+    D, up to 64: its entries are +-1/sqrt(W), so the matrix itself is without rounding.
     """
     turn_WW = _turn(_width(x_ND.shape[1]), x_ND.device.type)
     num_rows, dim = x_ND.shape
@@ -38,7 +38,7 @@ def rotation_error(dim: int) -> float:
 
 
 def _width(dim: int) -> int:
-    return next(width for width in (256, 64, 16, 4, 1) if dim % width == 0)
+    return next(width for width in (64, 16, 4, 1) if dim % width == 0)
 
 
 @lru_cache(maxsize=4)
