@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors import products
-from curate.vectors.distances import ExactCentroids, distance_units, dot_units, square_units
+from curate.vectors.distances import (
+    ExactCentroids,
+    distance_units,
+    dot_units,
+    score_units,
+    square_units,
+)
 from curate.vectors.exact import (
     GRID_BITS,
     MAX_ROW_NORM,
@@ -91,7 +97,7 @@ def prepare(
         offset=(operand.offset.double() - half).float(),
         slop=operand.slop + (half.float() + 1.0) * 2.0**-20,  # the bias in float32, added to a sum
     )
-    exact = ExactCentroids(grid_KD[number], tensor, units, is_long)
+    exact = ExactCentroids(tensor, units, is_long)
     return Centroids(grid_KD[number], number, norm, exact, frames[0], operand)
 
 
@@ -138,8 +144,9 @@ def labels(
         if len(several):
             doubtful = count[row] > 1
             place = np.searchsorted(several, row[doubtful])
-            chosen = _nearest(rows[part][several], ready, (place, centroid[doubtful]))
-            best[several] = np.searchsorted(ready.number, chosen.cluster)
+            pairs = place, centroid[doubtful]
+            scores = score_units(rows[part][several], ready.exact, *pairs)
+            best[several] = pairs[1][_first(*pairs, scores)]
         found.append(ready.number[best].astype(np.uint32))
     return np.concatenate(found)
 
@@ -259,11 +266,10 @@ def _nearest(
 ) -> Assigned:
     """Return cluster, d2 and centroid_cosine of every row, from its candidate centroids by row."""
     row, centroid = pairs
-    d2 = distance_units(rows, centroids.exact, row, centroid)
-    order = np.lexsort((centroid, d2, row))
-    first = order[np.searchsorted(row[order], np.arange(len(rows)))]
-    nearest, least = centroid[first], d2[first]
+    scores = score_units(rows, centroids.exact, row, centroid)
+    first = _first(row, centroid, scores)
     own = square_units(rows)
+    nearest, least = centroid[first], own + scores[first]
     dot = np.ldexp(
         ((own + centroids.exact.square_units[nearest] - least) // 2).astype(np.float64), -48
     )
@@ -274,6 +280,12 @@ def _nearest(
         np.ldexp(least.astype(np.float64), -2 * GRID_BITS),
         cosine,
     )
+
+
+def _first(row: Ints, centroid: Ints, scores: Ints) -> Ints:
+    """Return of each row, from 0, which of its pairs has the least score, then centroid."""
+    order = np.lexsort((centroid, scores, row))
+    return order[np.flatnonzero(np.diff(row[order], prepend=-1))]
 
 
 def _check_length(block: Operand, frame: Frame) -> None:
