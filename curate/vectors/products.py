@@ -45,7 +45,7 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "fp16"]
 THREADS = "WARREN_THREADS"
 """Environment variable: how many threads the engine may use in this process."""
 ROWS_PER_BLOCK = 512  # of the conversion: what fits a core's cache
-FITTED_ROWS = 4096
+FITTED_ROWS = 2048
 CLIPPED_SHARE = 0.01  # of the rows may have an entry that the step does not reach
 FEWEST_FOR_INT8 = 4096
 """Rows that each is compared with, from which int8 is worth the making of its operands."""
