@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from curate.duplicates.tiles import BLOCK_ROWS, Extent, Tile, scan, sorted_by_likeness
 from curate.vectors.exact import Float16Rows, pair_dots
-from curate.vectors.products import Precision, engine_threads, pairs_of
+from curate.vectors.hits import Hits, in_parts, pairs_of, sure_hits
+from curate.vectors.products import Precision, engine_threads
 
 Ints: TypeAlias = NDArray[np.int64]
 Int32s: TypeAlias = NDArray[np.int32]
 Masks: TypeAlias = NDArray[np.bool_]
 
-EDGES_PER_RELABEL = 1_000_000
-DENSE_SHARE = 1 / 16  # of a tile's pairs: above it, joining by first hits is cheaper than listing
+EDGES_PER_RELABEL = 1 << 18
+DOUBTS_PER_STEP = 1 << 15
+DENSE_SHARE = 1 / 32  # of a tile's pairs: above it, joining by first hits is cheaper than listing
 _NO_PAIRS = np.empty((2, 0), np.int32)
 
 
@@ -122,9 +124,26 @@ class _Joined:
 
     def take(self, tile: Tile) -> None:
         """Take the pairs that are, or may be, above the threshold and apart."""
-        if tile.hits.count() > DENSE_SHARE * tile.values.numel():
+        hits = tile.hits
+        if hits.count() > DENSE_SHARE * tile.values.numel():
             self._join_first_hits(tile)
-        pairs = pairs_of(tile.hits, tile.values, tile.a, tile.b)
+            hits = self._apart(tile)
+        for few in in_parts(hits):
+            self._list(tile, few)
+
+    def relabel(self) -> None:
+        """Join what waits: sure pairs first, then those doubtful pairs that are still apart."""
+        self._join(self._joins)
+        doubts = np.concatenate([_NO_PAIRS, *self._doubts], axis=1)
+        self._joins, self._doubts, self._num_waiting = [], [], 0
+        for start in range(0, doubts.shape[1], DOUBTS_PER_STEP):
+            pairs = doubts[:, start : start + DOUBTS_PER_STEP]
+            pairs = pairs[:, self.labels[pairs[0]] != self.labels[pairs[1]]]
+            similarity = pair_dots(self.rows, self.index[pairs[0]], self.index[pairs[1]])
+            self._join([pairs[:, similarity > self.similarity_above]])
+
+    def _list(self, tile: Tile, hits: Hits) -> None:
+        pairs = pairs_of(hits, tile.values, tile.a, tile.b)
         ends = np.stack([pairs.row + tile.top, pairs.column + tile.left]).astype(np.int32)
         is_new = self.labels[ends[0]] != self.labels[ends[1]]
         is_new &= pairs.estimate + pairs.slack >= self.similarity_above
@@ -135,29 +154,30 @@ class _Joined:
         if self._num_waiting > EDGES_PER_RELABEL:
             self.relabel()
 
-    def relabel(self) -> None:
-        """Join what waits: sure pairs first, then those doubtful pairs that are still apart."""
-        self._join(self._joins)
-        pairs = np.concatenate([_NO_PAIRS, *self._doubts], axis=1)
-        pairs = pairs[:, self.labels[pairs[0]] != self.labels[pairs[1]]]
-        similarity = pair_dots(self.rows, self.index[pairs[0]], self.index[pairs[1]])
-        self._join([pairs[:, similarity > self.similarity_above]])
-        self._joins, self._doubts, self._num_waiting = [], [], 0
-
     def _join(self, joins: list[Int32s]) -> None:
-        ends = self.labels[np.concatenate([_NO_PAIRS, *joins], axis=1)]
-        if ends.shape[1]:
-            self.labels = connected(len(self.labels), ends[0], ends[1])[self.labels]
+        join(self.labels, *self.labels[np.concatenate([_NO_PAIRS, *joins], axis=1)])
 
     def _join_first_hits(self, tile: Tile) -> None:
         """Join each row of the tile with its first sure hit, and each column with its first."""
-        pairs = pairs_of(tile.hits, tile.values, tile.a, tile.b)
-        pairs = pairs.take(pairs.estimate - pairs.slack > self.similarity_above)
-        by_row = np.unique(pairs.row, return_index=True)[1]
-        by_column = np.unique(pairs.column, return_index=True)[1]
-        few = pairs.take(np.concatenate([by_row, by_column]))
-        ends = np.stack([few.row + tile.top, few.column + tile.left]).astype(np.int32)
-        self._join([ends])
+        row = tile.hits.row.cpu().numpy()
+        is_sure = sure_hits(tile.values, tile.hits, tile.a, tile.b, self.similarity_above)
+        ends = []
+        for axis in (1, 0):
+            first = is_sure.argmax(axis=axis)
+            place = np.arange(len(first))
+            at = (place, first) if axis == 1 else (first, place)
+            at = tuple(end[is_sure[at]] for end in at)
+            ends.append(np.stack([row[at[0]] + tile.top, at[1] + tile.left]).astype(np.int32))
+        self._join(ends)
+
+    def _apart(self, tile: Tile) -> Hits:
+        """Return the hits of the tile whose ends are not joined yet."""
+        import torch
+
+        tops = self.labels[tile.hits.row.cpu().numpy() + tile.top]
+        lefts = self.labels[tile.left : tile.left + len(tile.b)]
+        is_apart = torch.from_numpy(tops)[:, None] != torch.from_numpy(lefts)[None, :]
+        return Hits(tile.hits.row, is_apart.to(tile.hits.mask.device).logical_and_(tile.hits.mask))
 
 
 def is_one(labels: Int32s, top: slice, left: slice) -> bool:
@@ -166,11 +186,33 @@ def is_one(labels: Int32s, top: slice, left: slice) -> bool:
     return bool((labels[top] == one).all() and (labels[left] == one).all())
 
 
-def connected(size: int, a: Int32s | Ints, b: Int32s | Ints) -> Int32s:
-    """Return the component number of each of `size` nodes joined by edges a[i] - b[i]."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+def join(labels: Int32s, a: Int32s, b: Int32s) -> None:
+    """Give labels a[i] and b[i] one label, all that are linked so, wherever they stand."""
+    is_apart = a != b
+    a, b = a[is_apart], b[is_apart]
+    if not len(a):
+        return
+    if 8 * len(a) > len(labels):
+        new = connected(len(labels), a, b)
+    else:  # few: work only on these
+        nodes, place = np.unique(np.concatenate([a, b]), return_inverse=True)
+        new = np.arange(len(labels), dtype=np.int32)
+        new[nodes] = nodes[connected(len(nodes), place[: len(a)], place[len(a) :])]
+    np.take(new, labels, out=labels, mode="clip")
 
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
-    found: Int32s = connected_components(graph, directed=False)[1]
-    return found
+
+def connected(size: int, a: Int32s | Ints, b: Int32s | Ints) -> Int32s:
+    """Return the smallest node linked with each of `size` nodes joined by edges a[i] - b[i].
+
+    Each round hangs every tree that has a smaller neighbour below one, and flattens: all but the
+    local minima go, so that at least half of the unfinished trees do.
+    """
+    root = np.arange(size, dtype=np.int32)
+    while len(a):
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(root, flat := root[root]):
+            root = flat
+        a, b = root[a], root[b]
+        is_apart = a != b
+        a, b = a[is_apart], b[is_apart]
+    return root

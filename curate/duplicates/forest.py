@@ -21,20 +21,27 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.duplicates.components import Int32s, Ints, connected, is_one
+from curate.duplicates.components import Int32s, Ints, connected, is_one, join
 from curate.duplicates.dense_tree import spanning_tree
 from curate.duplicates.regions import Copies, Regions
 from curate.duplicates.tiles import BLOCK_ROWS, Tile, scan, sorted_by_likeness
 from curate.vectors.exact import Float16Rows, Float64s, pair_dots
-from curate.vectors.products import Precision, engine_threads, pairs_of
+from curate.vectors.hits import Hits, above_diagonal, in_parts, pairs_of
+from curate.vectors.products import Precision, as_tensor, engine_threads
 
 Masks: TypeAlias = NDArray[np.bool_]
 
-LEVELS = 24
+LEVELS, FEWEST_LEVELS = 24, 4
+LEVEL_BYTES = 24 << 20
+"""What the levels may take together: a very large cluster gets fewer of them."""
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
-DENSE_PAIRS = 1 << 16
-"""Candidates in one tile from which the tile is computed exactly as a whole, not pair by pair."""
+DENSE_PAIRS = 1 << 19
+"""Hits in one tile from which its spanning forest is grown without listing any."""
+MANY_CANDIDATES = 1 << 13
+"""Candidates of one tile from which its strongest are joined first, to drop the rest."""
+CELLS_PER_PAIR = 24
+"""How many times cheaper a similarity is in a float64 product than by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +62,7 @@ class Forest:
         if similarity_above < self.floor:
             raise ValueError(f"the forest has no edges below its floor, {self.floor}")
         strong = self.similarity > similarity_above
-        found = connected(self.num_rows, self.row_a[strong], self.row_b[strong])
-        return np.asarray(np.unique(found, return_index=True)[1][found], np.int64)
+        return connected(self.num_rows, self.row_a[strong], self.row_b[strong]).astype(np.int64)
 
     def weakest_links(self, similarity_above: float, is_end: Masks) -> Float64s:
         """Return for each row the weakest similarity on its path to the end of its component.
@@ -195,11 +201,23 @@ class Candidates:
         """Return some of the pairs."""
         return Candidates(self.top[which], self.left[which], self.upper[which], self.lower[which])
 
+    def is_best_of_an_end(self) -> Masks:
+        """Return which pairs have the largest lower bound of all that share an end with them."""
+        is_best = np.zeros(len(self), np.bool_)
+        for end in (self.top - self.top.min(), self.left - self.left.min()):
+            best = np.full(end.max() + 1, -np.inf)
+            np.maximum.at(best, end, self.lower)
+            is_best |= self.lower == best[end]
+        return is_best
+
     @staticmethod
     def joined(parts: list[Candidates]) -> Candidates:
         """Return all pairs of several."""
         names = ("top", "left", "upper", "lower")
         return Candidates(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+_NONE = Candidates(*(np.empty(0, kind) for kind in (np.int64, np.int64, float, float)))
 
 
 @dataclass(slots=True)
@@ -223,8 +241,9 @@ class _Builder:
     _position: Ints = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ladder = self.floor + (1.0 - self.floor) * np.linspace(0.0, 1.0, LEVELS) ** 0.75
-        self.levels = np.tile(np.arange(len(self.index), dtype=np.int32), (LEVELS, 1))
+        size = max(FEWEST_LEVELS, min(LEVELS, LEVEL_BYTES // (4 * max(1, len(self.index)))))
+        self.ladder = self.floor + (1.0 - self.floor) * np.linspace(0.0, 1.0, size) ** 0.75
+        self.levels = np.tile(np.arange(len(self.index), dtype=np.int32), (size, 1))
         self._position = np.full(len(self.rows), -1, np.int64)
         self._position[self.index] = np.arange(len(self.index))
 
@@ -239,23 +258,34 @@ class _Builder:
 
     def take(self, tile: Tile) -> None:
         """Take the candidates that may still be in the forest."""
-        num_hits = tile.hits.count()
-        if num_hits > 4 * DENSE_PAIRS:
-            self._take_dense(tile, *self._sides(tile))
+        hits = tile.hits if tile.top != tile.left else above_diagonal(tile.hits)
+        if hits.count() > DENSE_PAIRS:
+            self._grow_dense(tile, *self._sides(tile))
             return
-        pairs = pairs_of(tile.hits, tile.values, tile.a, tile.b)
+        found = Candidates.joined([_NONE, *(self._listed(tile, few) for few in in_parts(hits))])
+        if len(found) > MANY_CANDIDATES:
+            self._climb(found.take(found.is_best_of_an_end()))
+            found = self._measured_as_block(found.take(self._may_matter(found)))
+        self._wait(found)
+
+    def _listed(self, tile: Tile, hits: Hits) -> Candidates:
+        pairs = pairs_of(hits, tile.values, tile.a, tile.b)
         upper = pairs.estimate + pairs.slack
         found = Candidates(
             pairs.row + tile.top, pairs.column + tile.left, upper, upper - 2 * pairs.slack
         )
-        found = found.take((upper > self.floor) & (found.top != found.left))
-        found = found.take(self._may_matter(found))
-        if tile.top == tile.left:
-            found = found.take(found.top < found.left)
-        if len(found) > DENSE_PAIRS:
-            self._take_dense(tile, np.unique(found.top), np.unique(found.left))
-        else:
-            self._wait(found)
+        found = found.take(upper > self.floor)
+        return found.take(self._may_matter(found))
+
+    def _measured_as_block(self, found: Candidates) -> Candidates:
+        """Return candidates of a tile with their exact similarity where a product is cheapest."""
+        top, row = np.unique(found.top, return_inverse=True)
+        left, column = np.unique(found.left, return_inverse=True)
+        if len(top) * len(left) > CELLS_PER_PAIR * len(found):
+            return found
+        similarity = self._block(top, left)[row, column]
+        found = Candidates(found.top, found.left, similarity, similarity)
+        return found.take(self._may_matter(found))
 
     def merge(self) -> None:
         """Measure what waits, the strongest first, unless it turns out not to matter, and merge."""
@@ -263,13 +293,16 @@ class _Builder:
             return
         waiting = Candidates.joined(self._waiting)
         self._waiting, self._num_waiting = [], 0
-        self._climb(waiting.top, waiting.left, waiting.lower)
+        self._climb(waiting)
+        waiting = waiting.take(self._may_matter(waiting))
         waiting = waiting.take(np.argsort(-waiting.upper, kind="stable"))
-        step = max(len(self.index) // 2, len(waiting) // MEASURED_IN_STEPS)
+        step = max(len(self.index), len(waiting) // MEASURED_IN_STEPS)
         while len(waiting):
-            waiting = waiting.take(self._may_matter(waiting))
             self._add(waiting.take(slice(step)))
             waiting = waiting.take(slice(step, None))
+            if len(waiting):
+                self._climb_forest()
+                waiting = waiting.take(self._may_matter(waiting))
 
     def _add(self, found: Candidates) -> None:
         """Put the exact similarity in place of the bounds and merge."""
@@ -283,41 +316,48 @@ class _Builder:
         similarity = np.append(self.similarity, similarity[above])
         kept = kruskal(len(self.rows), a, b, similarity)
         self.a, self.b, self.similarity = a[kept], b[kept], similarity[kept]
-        self._climb(self._position[self.a], self._position[self.b], self.similarity)
 
-    def _climb(self, top: Ints, left: Ints, at_least: Float64s) -> None:
+    def _climb_forest(self) -> None:
+        ends = self._position[self.a], self._position[self.b]
+        self._climb(Candidates(*ends, self.similarity, self.similarity))
+
+    def _climb(self, pairs: Candidates) -> None:
         """Join at every level the pairs that are known to be above it."""
         for level, labels in zip(self.ladder, self.levels, strict=True):
-            strong = at_least > level
-            ends = labels[top[strong]], labels[left[strong]]
-            apart = ends[0] != ends[1]
-            if apart.any():
-                labels[:] = connected(len(labels), ends[0][apart], ends[1][apart])[labels]
+            pairs = pairs.take(pairs.lower > level)
+            join(labels, labels[pairs.top], labels[pairs.left])
 
     def _may_matter(self, pairs: Candidates) -> Masks:
         """Return which pairs are not joined by edges that are certainly stronger."""
         level = np.searchsorted(self.ladder, pairs.upper, side="left")
-        inside = np.minimum(level, LEVELS - 1)
+        inside = np.minimum(level, len(self.ladder) - 1)
         joined = self.levels[inside, pairs.top] == self.levels[inside, pairs.left]
-        return np.asarray(~joined | (level == LEVELS), np.bool_)
+        return np.asarray(~joined | (level == len(self.ladder)), np.bool_)
 
     def _wait(self, found: Candidates) -> None:
         self._waiting.append(found)
         self._num_waiting += len(found)
         if self._num_waiting > CANDIDATES_PER_MERGE:
             self.merge()
+            self._climb_forest()
 
     def _sides(self, tile: Tile) -> tuple[Ints, Ints]:
         """Return the positions of the tile's rows and columns that have a hit."""
         mask = tile.hits.mask.cpu().numpy()
         return tile.hits.row.cpu().numpy() + tile.top, np.flatnonzero(mask.any(0)) + tile.left
 
-    def _take_dense(self, tile: Tile, top: Ints, left: Ints) -> None:
+    def _grow_dense(self, tile: Tile, top: Ints, left: Ints) -> None:
         """Compute the pairs of some rows and columns exactly, and take their spanning forest."""
         one_set = tile.top == tile.left
         if one_set:
             top = left = np.union1d(top, left)
-        ids = self.index[top], self.index[left]
-        wide = [np.asarray(self.rows[side]).astype(np.float64) for side in ids]
-        a, b, similarity = spanning_tree(wide[0] @ wide[1].T, *ids, self.floor, one_set=one_set)
+        block, ids = self._block(top, left), (self.index[top], self.index[left])
+        a, b, similarity = spanning_tree(block, *ids, self.floor, one_set=one_set)
         self._wait(Candidates(self._position[a], self._position[b], similarity, similarity))
+
+    def _block(self, top: Ints, left: Ints) -> Float64s:
+        """Return the exact similarities of some positions with others."""
+        sides = (as_tensor(np.asarray(self.rows[self.index[side]])) for side in (top, left))
+        a, b = (side.double() for side in sides)
+        block: Float64s = (a @ b.T).numpy()
+        return block

@@ -23,6 +23,7 @@ from curate.vectors.assign import Centroids, prepare
 from curate.vectors.exact import Float16Rows, Float64s, Uint64s, pair_dots, sample_smallest
 from curate.vectors.ghosts import ghosts_of
 from curate.vectors.grouped import MEMBER, Members
+from curate.vectors.hits import pairs_above
 
 Ints: TypeAlias = NDArray[np.int64]
 Blocks: TypeAlias = Callable[[], Iterable[tuple[Members, Float16Rows]]]
@@ -144,7 +145,7 @@ def _pairs(frontier: Float16Rows, rows: Float16Rows, above: float) -> tuple[Ints
     for left in range(0, len(rows), ROWS_PER_TILE):
         b = frame.operand(rows[left : left + ROWS_PER_TILE])
         for top, a in sides.items():
-            pairs = products.pairs_above(products.product(a, b, buffer), a, b, above)
+            pairs = pairs_above(products.product(a, b, buffer), a, b, above)
             found.append((pairs.row + top, pairs.column + left))
     row_a, row_b = (np.concatenate(column) for column in zip(*found, strict=True))
     both = np.concatenate([frontier, rows])

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from curate.vectors import products
 from curate.vectors.exact import Float16Rows
-from curate.vectors.products import Frame, Hits, Operand, Precision
+from curate.vectors.hits import Hits, hits_above
+from curate.vectors.products import Frame, Operand, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Ints: TypeAlias = NDArray[np.int64]
 
 BLOCK_ROWS = 2048
-PANEL_BYTES = 40 << 20
+PANEL_BYTES = 20 << 20
 ROWS_PER_PIVOT = 1024
 FEWEST_ROWS_TO_SORT = 8192
 
@@ -104,7 +105,7 @@ def scan(
     Args:
         rows: float16 [*, d]; index: which of them make the scanned set, in scan order.
     """
-    frame = products.fit(_sampled(rows, index), precision)
+    frame = products.fit(_sampled(rows, index), precision, num_compared=len(index))
     blocks = extent.blocks(block_rows)
     widest = max((block.stop - block.start for block in blocks), default=0)
     buffer = products.tile_buffer(frame, widest * widest)
@@ -119,7 +120,7 @@ def scan(
                 if threshold < np.inf:
                     a, b = tops[top.start], lefts[left.start]
                     values = products.product(a, b, buffer)
-                    hits = products.hits_above(values, a, b, threshold)
+                    hits = hits_above(values, a, b, threshold)
                     if len(hits.row):
                         sink.take(Tile(top.start, left.start, values, hits, a, b))
 
@@ -163,7 +164,7 @@ def sorted_by_likeness(
         return index
     region = np.searchsorted(extent.ends(), np.arange(len(index)), side="right")
     pivots = index[::ROWS_PER_PIVOT]
-    frame = products.fit(_sampled(rows, index), precision)
+    frame = products.fit(_sampled(rows, index), precision, num_compared=len(pivots))
     pivot_rows = frame.operand(np.asarray(rows[pivots]))
     buffer = products.tile_buffer(frame, BLOCK_ROWS * len(pivots))
     nearest = np.empty(len(index), np.int64)

@@ -18,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors import products
-from curate.vectors.distances import ExactCentroids, distance_units, dot_units, square_units
+from curate.vectors.distances import (
+    ExactCentroids,
+    dot_units,
+    score_units,
+    square_units,
+)
 from curate.vectors.exact import (
     GRID_BITS,
     MAX_ROW_NORM,
@@ -26,7 +31,9 @@ from curate.vectors.exact import (
     Float64s,
     round_to_grid,
 )
+from curate.vectors.hits import Hits, positions
 from curate.vectors.products import Frame, Operand, Precision, engine_threads
+from curate.vectors.rotation import rotated
 from manifests.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +105,7 @@ def prepare(
         offset=(operand.offset.double() - half).float(),
         slop=operand.slop + (half.float() + 1.0) * 2.0**-20,  # the bias in float32, added to a sum
     )
-    exact = ExactCentroids(grid_KD[number], tensor, units, is_long)
+    exact = ExactCentroids(tensor, units, is_long)
     return Centroids(grid_KD[number], number, norm, exact, frames[0], operand)
 
 
@@ -145,28 +152,29 @@ def labels(
         if len(several):
             doubtful = count[row] > 1
             place = np.searchsorted(several, row[doubtful])
-            chosen = _nearest(rows[part][several], ready, (place, centroid[doubtful]))
-            best[several] = np.searchsorted(ready.number, chosen.cluster)
+            pairs = place, centroid[doubtful]
+            scores = score_units(rows[part][several], ready.exact, *pairs)
+            best[several] = pairs[1][_first(*pairs, scores)]
         found.append(ready.number[best].astype(np.uint32))
     return np.concatenate(found)
 
 
-def candidates_with_distances(
+def candidates_with_scores(
     rows: Float16Rows | torch.Tensor, centroids: Centroids, *, within: float
 ) -> tuple[Ints, Ints, Ints]:
-    """Return (row, centroid position, d2 in units of 2^-48) of all centroids that may be near.
+    """Return (row, centroid position, d2 - |x|^2 in units of 2^-48) of all that may be near.
 
     Every centroid whose d2 is at most the row's least one + 2 `within` is among them.
     """
     found = []
     for part, (row, centroid) in _each_step(rows, centroids, window=within):
-        d2 = distance_units(rows[part], centroids.exact, row, centroid)
-        found.append((row + part.start, centroid, d2))
+        scores = score_units(rows[part], centroids.exact, row, centroid)
+        found.append((row + part.start, centroid, scores))
     if not found:
         none = np.empty(0, np.int64)
         return none, none, none
-    row, centroid, d2 = (np.concatenate(column) for column in zip(*found, strict=True))
-    return row, centroid, d2
+    row, centroid, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+    return row, centroid, scores
 
 
 def _ready(
@@ -191,9 +199,9 @@ def _frames(
         return frame, frame
     center = centroids.mean(dim=0)
     few = rows[:: max(1, -(-len(rows) // products.FITTED_ROWS))]
-    sample = products.as_tensor(few).float() - center
-    steps = [products.fitted_step(x, center) for x in (sample, centroids - center)]
-    return Frame("int8", center, steps[0]), Frame("int8", center, steps[1])
+    frame = products.int8_frame(products.as_tensor(few).float() - center, center)
+    turned = rotated(centroids - center) if frame.is_rotated else centroids - center
+    return frame, replace(frame, step=products.fitted_step(turned, center))
 
 
 def _each_step(
@@ -245,8 +253,8 @@ def _candidates(
         best = torch.maximum(best, tile.amax(dim=1).double() * unit - slack)
         cut = (best - slack - window) / unit
         cut = (cut.floor() - 1).to(tile.dtype) if unit != 1.0 else (cut - 1e-6 * cut.abs()).float()
-        row, column = products.positions(
-            products.Hits(torch.arange(len(block), device=tile.device), tile >= cut[:, None])
+        row, column = positions(
+            Hits(torch.arange(len(block), device=tile.device), tile >= cut[:, None])
         )
         value = tile[row, column].double() * unit
         own = block.error[row].double() * side.length[column]
@@ -266,20 +274,21 @@ def _nearest(
 ) -> Assigned:
     """Return cluster, d2 and centroid_cosine of every row, from its candidate centroids by row."""
     row, centroid = pairs
-    d2 = distance_units(rows, centroids.exact, row, centroid)
-    order = np.lexsort((centroid, d2, row))
-    first = order[np.searchsorted(row[order], np.arange(len(rows)))]
-    return assigned_to(rows, centroids, centroid[first], d2[first])
+    scores = score_units(rows, centroids.exact, row, centroid)
+    first = _first(row, centroid, scores)
+    return assigned_to(rows, centroids, centroid[first], scores[first])
 
 
 def assigned_to(
-    rows: Float16Rows | torch.Tensor, centroids: Centroids, nearest: Ints, least: Ints
+    rows: Float16Rows | torch.Tensor, centroids: Centroids, nearest: Ints, scores: Ints
 ) -> Assigned:
     """Return cluster, d2 and centroid_cosine of every row.
 
-    Args: nearest: int64 [n], positions in `centroids`; least: int64 [n], d2 in units of 2^-48.
+    Args: nearest: int64 [n], positions in `centroids`; scores: int64 [n], d2 - |x|^2 in units of
+    2^-48.
     """
     own = square_units(rows)
+    least = own + scores
     dot = np.ldexp(
         ((own + centroids.exact.square_units[nearest] - least) // 2).astype(np.float64), -48
     )
@@ -290,6 +299,12 @@ def assigned_to(
         np.ldexp(least.astype(np.float64), -2 * GRID_BITS),
         cosine,
     )
+
+
+def _first(row: Ints, centroid: Ints, scores: Ints) -> Ints:
+    """Return of each row, from 0, which of its pairs has the least score, then centroid."""
+    order = np.lexsort((centroid, scores, row))
+    return order[np.flatnonzero(np.diff(row[order], prepend=-1))]
 
 
 def _check_length(block: Operand, frame: Frame) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors import products
-from curate.vectors.exact import GRID_BITS, Float16Rows, Float64s, squared_norms
+from curate.vectors.exact import (
+    BLOCK_BYTES,
+    GRID_BITS,
+    Float16Rows,
+    Float64s,
+    one_thread,
+    squared_norms,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +32,7 @@ FEWEST_PAIRS_PER_PRODUCT = 8
 class ExactCentroids:
     """Centroids as the exact step needs them."""
 
-    grid: NDArray[np.float32]  # [K, d], multiples of 2^-24
-    tensor: torch.Tensor  # the same on the rows' device
+    tensor: torch.Tensor  # float32 [K, d], multiples of 2^-24, on the rows' device
     square_units: Ints  # |c|^2 * 2^48
     is_long: bool  # then a float64 dot may round, and dots are counted in int64
 
@@ -37,18 +41,25 @@ def distance_units(
     rows: Float16Rows | torch.Tensor, centroids: ExactCentroids, row: Ints, centroid: Ints
 ) -> Ints:
     """Return the exact |x - c|^2 of pairs as int64 counts of 2^-48."""
+    return square_units(rows)[row] + score_units(rows, centroids, row, centroid)
+
+
+def score_units(
+    rows: Float16Rows | torch.Tensor, centroids: ExactCentroids, row: Ints, centroid: Ints
+) -> Ints:
+    """Return the exact |x - c|^2 - |x|^2 of pairs, which orders the centroids of a row: int64."""
     import torch
 
     if centroids.is_long or isinstance(rows, torch.Tensor):
-        with _one_thread():
+        with one_thread():
             x_ND = products.as_tensor(rows).float()
             index = (torch.from_numpy(row), torch.from_numpy(centroid))
             index = tuple(one.to(x_ND.device) for one in index)  # type: ignore[assignment]
             dot = dot_units(x_ND, centroids.tensor, *index, is_long=centroids.is_long)
             dots = dot.cpu().numpy()
     else:
-        dots = np.ldexp(_pair_dots(rows, centroids.grid, row, centroid), 48).astype(np.int64)
-    return np.asarray(square_units(rows)[row] + centroids.square_units[centroid] - 2 * dots)
+        dots = np.ldexp(_pair_dots(rows, centroids.tensor, row, centroid), 48).astype(np.int64)
+    return np.asarray(centroids.square_units[centroid] - 2 * dots)
 
 
 def square_units(rows: Float16Rows | torch.Tensor) -> Ints:
@@ -57,32 +68,29 @@ def square_units(rows: Float16Rows | torch.Tensor) -> Ints:
     return np.ldexp(squared_norms(host), 2 * GRID_BITS).astype(np.int64)
 
 
-def _pair_dots(rows: Float16Rows, grid: NDArray[np.float32], row: Ints, centroid: Ints) -> Float64s:
+def _pair_dots(rows: Float16Rows, grid: torch.Tensor, row: Ints, centroid: Ints) -> Float64s:
     """Return the dots of pairs in float64, which rounds nothing, a centroid at a time.
 
     A float64 sum of multiples of 2^-48 below 32 is exact in any order, so BLAS may do it.
     """
+    import torch
+
     order = np.argsort(centroid, kind="stable")
     ends = np.flatnonzero(np.diff(centroid[order], append=-1)) + 1
     dots = np.empty(len(row))
-    step = max(FEWEST_PAIRS_PER_PRODUCT, (1 << 18) // (8 * rows.shape[1]))
+    step = max(FEWEST_PAIRS_PER_PRODUCT, BLOCK_BYTES // (8 * rows.shape[1]))
     start = 0
     while start < len(order):
         last = int(ends[np.searchsorted(ends, start, side="right")])
-        stop = min(last, start + step)
-        if stop - start >= FEWEST_PAIRS_PER_PRODUCT:
-            part = order[start:stop]
-            dots[part] = rows[row[part]].astype(np.float64) @ grid[centroid[part[0]]].astype(
-                np.float64
-            )
-        else:  # small groups together
-            stop = min(start + step, len(order))
-            part = order[start:stop]
-            dots[part] = np.einsum(
-                "pd,pd->p",
-                rows[row[part]].astype(np.float64),
-                grid[centroid[part]].astype(np.float64),
-            )
+        is_one = min(last, start + step) - start >= FEWEST_PAIRS_PER_PRODUCT
+        stop = min(last if is_one else len(order), start + step)  # small groups together
+        part = order[start:stop]
+        wide = torch.from_numpy(rows[row[part]]).double()  # much faster than numpy's
+        if is_one:
+            found = torch.mv(wide, grid[int(centroid[part[0]])].double())
+        else:
+            found = wide.mul_(grid[torch.from_numpy(centroid[part])]).sum(dim=1)
+        dots[part] = found.numpy()
         start = stop
     return dots
 
@@ -112,16 +120,3 @@ def dot_units(
         b = b_KD[part if b_index is None else b_index[part]].mul(1 << GRID_BITS).to(kind)
         units[part] = a.mul_(b).sum(dim=1)
     return units
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep short operations off the thread pool: on a busy machine each waits for all of it."""
-    import torch
-
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

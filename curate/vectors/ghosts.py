@@ -22,7 +22,7 @@ from curate.vectors.assign import (
     Assigned,
     Centroids,
     assigned_to,
-    candidates_with_distances,
+    candidates_with_scores,
     prepare,
 )
 from curate.vectors.exact import GRID_BITS, Float16Rows
@@ -65,16 +65,16 @@ def nearest_and_ghosts(
     if centroids.operand.values.dtype.is_floating_point:
         spread = 2.0 * float(centroids.norm.max())
     within = margin * spread * 1.001 + 2.0**-30
-    row, centroid, d2 = candidates_with_distances(rows, centroids, within=within)
-    order = np.lexsort((centroid, d2, row))
-    row, centroid, d2 = row[order], centroid[order], d2[order]
+    row, centroid, score = candidates_with_scores(rows, centroids, within=within)
+    order = np.lexsort((centroid, score, row))
+    row, centroid, score = row[order], centroid[order], score[order]
     first = np.searchsorted(row, np.arange(len(rows)))  # each row's own cluster comes first
     own = first[row]
     rank = np.arange(len(row)) - own
     at = np.flatnonzero((rank > 0) if cap is None else (rank > 0) & (rank <= cap))
-    meets = _meets(centroids, centroid[own[at]], centroid[at], d2[at] - d2[own[at]], margin)
+    meets = _meets(centroids, centroid[own[at]], centroid[at], score[at] - score[own[at]], margin)
     at = at[meets]
-    assigned = assigned_to(rows, centroids, centroid[first], d2[first])
+    assigned = assigned_to(rows, centroids, centroid[first], score[first])
     return assigned, row[at], centroids.number[centroid[at]].astype(np.uint32)
 
 

@@ -141,22 +141,26 @@ def step(
         return partial_sums(rows, found, len(centroids)), found
     sums, old = before
     few = rows[moved]
-    came = partial_sums(few, found[moved], len(centroids))
-    left = partial_sums(few, old[moved], len(centroids))
-    total = sums.sums + came.sums - left.sums
-    return Sums(total, sums.counts + came.counts - left.counts, sums.square_units), found
+    came, left = (_cluster_sums(few, label[moved], len(centroids)) for label in (found, old))
+    counts = np.bincount(found, minlength=len(centroids))
+    return Sums(sums.sums + came - left, counts, sums.square_units), found
 
 
 def partial_sums(rows: Float16Rows | torch.Tensor, label: Labels, num_clusters: int) -> Sums:
     """Return the exact sums and counts of the rows of every label."""
     counts = np.bincount(label, minlength=num_clusters)
+    return Sums(_cluster_sums(rows, label, num_clusters), counts, _square_units(_host(rows)))
+
+
+def _cluster_sums(rows: Float16Rows | torch.Tensor, label: Labels, num_clusters: int) -> Float64s:
     if isinstance(rows, np.ndarray):
-        return Sums(_sums(rows, label, num_clusters), counts, _square_units(rows))
-    return Sums(_sums_there(rows, label, num_clusters), counts, _square_units(rows.cpu().numpy()))
+        return _sums(rows, label, num_clusters)
+    return _sums_there(rows, label, num_clusters)
 
 
 def _sums(rows: Float16Rows, label: Labels, num_clusters: int) -> Float64s:
     """Add up blocks of rows, sorted by label, by a sparse product of ones."""
+    import torch
     from scipy.sparse import csr_matrix
 
     sums = np.zeros((num_clusters, rows.shape[1]))
@@ -165,7 +169,7 @@ def _sums(rows: Float16Rows, label: Labels, num_clusters: int) -> Float64s:
     for start in range(0, len(order), ROWS_PER_BLOCK):
         part = order[start : start + ROWS_PER_BLOCK]
         block = wide[: len(part)]
-        np.copyto(block, rows[part])
+        torch.from_numpy(block).copy_(torch.from_numpy(rows[part]))  # much faster than numpy's
         owners, place = np.unique(label[part], return_inverse=True)
         ones = (np.ones(len(part)), (place, np.arange(len(part))))
         sums[owners] += csr_matrix(ones, (len(owners), len(part))) @ block

@@ -10,7 +10,9 @@ Nothing here decides: what lies within the slack of a decision is computed again
 
     int8   rows less a centre m, divided by a step and rounded: x - m = step * q + e. The integer
            dots are exact, and |(x-m).(y-m) - step^2 q_x.q_y| <= |e_x| |y-m| + |e_y| |step q_x|
-           (Cauchy-Schwarz), with |e| known for each row. x.y follows by adding m.x and m.y.
+           (Cauchy-Schwarz), with |e| known for each row. x.y follows by adding m.x and m.y. Where
+           a few dimensions are much larger than the rest, and would set the step for all, both
+           sides are rotated first (`rotation`), which changes no dot.
     fp32   no centre; gamma_d |x| |y| (see exact.fp32_dot_error_bound)
     bf16   as fp32, and the rounding of both inputs (known) and of the output (2^-8 |x| |y|)
     fp16   CUDA: inputs exact, sums in float32 by tensor cores, which truncate: 4 gamma_d |x| |y|
@@ -33,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.vectors.exact import Float16Rows, fp32_dot_error_bound, full_precision_gemm
+from curate.vectors.rotation import rotated, rotation_error
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +45,11 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "fp16"]
 THREADS = "WARREN_THREADS"
 """Environment variable: how many threads the engine may use in this process."""
 ROWS_PER_BLOCK = 512  # of the conversion: what fits a core's cache
-FITTED_ROWS = 4096
+FITTED_ROWS = 2048
 CLIPPED_SHARE = 0.01  # of the rows may have an entry that the step does not reach
+FEWEST_FOR_INT8 = 4096
+"""Rows that each is compared with, from which int8 is worth the making of its operands."""
+WORTH_ROTATING = 1.25  # times finer must the step be: turning costs some 2 us a row
 _MAX_SHIFT = 2.0**28  # leaves int32 room for the dot beside it
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -78,11 +84,12 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How rows become operands: a precision, for int8 a centre (float32 [d]) and a step."""
+    """How rows become operands: a precision; for int8 a centre (float32 [d]), step, rotation."""
 
     precision: Precision
     center_D: torch.Tensor | None = None
     step: float = 1.0
+    is_rotated: bool = False
 
     @property
     def bytes_per_value(self) -> int:
@@ -117,11 +124,14 @@ class Frame:
         center_size = float(torch.linalg.vector_norm(self.center_D)) * 1.001
         torch.mv(off_center, self.center_D, out=offset)
         offset += 0.5 * center_size_squared(self.center_D)
+        if self.is_rotated:
+            off_center = rotated(off_center)
         levels = (off_center / self.step).round_().clamp_(-127, 127)
         out.copy_(levels)
         rest = off_center.sub_(levels, alpha=self.step)
         # norms in float32 are good to one part in a thousand; x - m was rounded once, 2^-24 of it
-        error.copy_(torch.linalg.vector_norm(rest, dim=1) * 1.001 + 3 * _UNIT_ROUNDOFF * size)
+        lost = 3 * _UNIT_ROUNDOFF + (rotation_error(x_ND.shape[1]) if self.is_rotated else 0.0)
+        error.copy_(torch.linalg.vector_norm(rest, dim=1) * 1.001 + lost * size)
         length.copy_(size * 1.001 + error)
         gamma = fp32_dot_error_bound(x_ND.shape[1] + 8, center_size, 1.01)
         slop.copy_(gamma * (size + center_size) + self.step**2)
@@ -146,21 +156,39 @@ def center_size_squared(center_D: torch.Tensor) -> float:
     return float(center_D.double().square().sum())
 
 
-def fit(rows_ND: Float16Rows | torch.Tensor, precision: Precision = "auto") -> Frame:
+def fit(
+    rows_ND: Float16Rows | torch.Tensor,
+    precision: Precision = "auto",
+    *,
+    num_compared: int = FEWEST_FOR_INT8,
+) -> Frame:
     """Return a frame that suits these rows: their mean, and a step that reaches all but a few.
 
     Looks at FITTED_ROWS of them at most. Other rows may be put down in it as well: the bound is
     measured row by row, and is only wider for rows that are unlike these.
+
+    Args:
+        num_compared: how many rows each is compared with, where the precision is "auto".
     """
     import torch
 
     few = rows_ND[:: max(1, -(-len(rows_ND) // FITTED_ROWS))]
     sample = as_tensor(few).float()
-    chosen = fastest_precision(sample.device.type) if precision == "auto" else precision
+    chosen = precision
+    if precision == "auto":
+        chosen = fastest_precision(sample.device.type, is_brief=num_compared < FEWEST_FOR_INT8)
     if chosen != "int8":
         return Frame(chosen)
     center = sample.mean(dim=0) if len(sample) else torch.zeros(sample.shape[1])
-    return Frame("int8", center, fitted_step(sample - center, center))
+    return int8_frame(sample - center, center)
+
+
+def int8_frame(centered_ND: torch.Tensor, center_D: torch.Tensor) -> Frame:
+    """Return the frame for rows like these, less their centre: rotated if that pays."""
+    plain = fitted_step(centered_ND, center_D)
+    finer = fitted_step(rotated(centered_ND), center_D)
+    is_rotated = plain > WORTH_ROTATING * finer
+    return Frame("int8", center_D, finer if is_rotated else plain, is_rotated)
 
 
 def fitted_step(centered_ND: torch.Tensor, center_D: torch.Tensor) -> float:
@@ -207,86 +235,6 @@ def tile_buffer(frame: Frame, num_pairs: int, device: torch.device | str = "cpu"
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Some pairs of a tile: row, column int64 [p]; estimate and slack float64 [p]."""
-
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
-    estimate: NDArray[np.float64]
-    slack: NDArray[np.float64]
-
-    def take(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Pairs:
-        """Return some of the pairs."""
-        return Pairs(self.row[which], self.column[which], self.estimate[which], self.slack[which])
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Where a tile may be above a threshold: `mask` bool [h, M] of the tile's rows `row` int64 [h].
-
-    No other row has a hit.
-    """
-
-    row: torch.Tensor
-    mask: torch.Tensor
-
-    def count(self) -> int:
-        """Return how many pairs are hit."""
-        return int(np.count_nonzero(self.mask.cpu().numpy()))
-
-
-def hits_above(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> Hits:
-    """Return where the exact dot may be above the threshold; a little more, never less."""
-    cut_N = _row_cuts(tile, a, b, threshold)
-    row = (tile.amax(dim=1) >= cut_N).nonzero().view(-1)  # most rows of most tiles have none
-    if not len(row):
-        return Hits(row, tile[:0] > 0)
-    few = tile if len(row) == len(tile) else tile[row]
-    return Hits(row, few >= cut_N[row, None])
-
-
-def pairs_of(hits: Hits, tile: torch.Tensor, a: Operand, b: Operand) -> Pairs:
-    """Return the hit pairs with their estimates."""
-    row, column = positions(hits)
-    value = tile[row, column].double()
-    estimate = value * a.unit(b) + a.offset[row]
-    slack = a.error[row].double() * b.length[column] + b.error[column].double() * a.length[row]
-    slack += a.slop[row].double() + b.slop[column]
-    return Pairs(*(one.cpu().numpy() for one in (row, column, estimate, slack)))
-
-
-def pairs_above(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> Pairs:
-    """Return every pair of the tile whose exact dot may be above the threshold."""
-    found = pairs_of(hits_above(tile, a, b, threshold), tile, a, b)
-    return found.take(found.estimate + found.slack >= threshold)
-
-
-def _row_cuts(tile: torch.Tensor, a: Operand, b: Operand, threshold: float) -> torch.Tensor:
-    """Return per row the least tile value that may mean a dot above the threshold."""
-    slack = a.error.double() * float(b.length.max()) + a.length.double() * float(b.error.max())
-    slack += a.slop.double() + float(b.slop.max())
-    cut = (threshold - a.offset.double() - slack) / a.unit(b)
-    if tile.dtype.is_floating_point:
-        return (cut - cut.abs() * 2.0**-20 - 2.0**-40).float()
-    return (cut.floor() - 1).clamp_(-(2.0**31), 2.0**31 - 1).to(tile.dtype)
-
-
-def positions(hits: Hits) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return row and column of the hits in the tile: int64 [p] each."""
-    import torch
-
-    if hits.mask.device.type != "cpu":
-        row, column = hits.mask.nonzero(as_tuple=True)
-        return hits.row[row], column
-    place = torch.from_numpy(np.flatnonzero(hits.mask.numpy()))  # much faster than torch's
-    row = torch.div(place, max(1, hits.mask.shape[1]), rounding_mode="floor")
-    return hits.row[row], place - row * hits.mask.shape[1]
-
-
 def as_tensor(rows_ND: Float16Rows | NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
     """Return an array as a tensor, copied only where torch could not share it."""
     import torch
@@ -316,13 +264,22 @@ def engine_threads(device_type: str = "cpu") -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def fastest_precision(device_type: str = "cpu") -> Precision:
-    """Return the precision whose product is the fastest on this machine, measured once."""
+def fastest_precision(device_type: str = "cpu", *, is_brief: bool = False) -> Precision:
+    """Return the precision whose product is the fastest on this machine, measured once.
+
+    Args:
+        is_brief: too few products for int8, whose operands are the dearest to make.
+    """
     if device_type == "cuda":
         return "fp16"
-    rates = {precision: _rate(precision) for precision in _usable_on_cpu()}
+    rates = {kind: rate for kind, rate in _rates().items() if kind != "int8" or not is_brief}
     best = max(rates, key=lambda precision: rates[precision])
     return best if rates[best] > 1.3 * rates["fp32"] else "fp32"
+
+
+@lru_cache(maxsize=1)
+def _rates() -> dict[Precision, float]:
+    return {precision: _rate(precision) for precision in _usable_on_cpu()}
 
 
 def _usable_on_cpu() -> list[Precision]:
