@@ -199,10 +199,9 @@ def _are_ghosts(
 
 
 def _pieces(true: NDArray[np.int32], found: NDArray[np.int32]) -> Ints:
-    """Return how many found components each true one is in."""
-    owner = np.empty(found.max(initial=-1) + 1, np.int64)
-    owner[found] = true
-    return np.bincount(owner, minlength=true.max(initial=-1) + 1)
+    """Return how many found components each true one is in, by its label, its smallest row."""
+    is_label = found == np.arange(len(found))
+    return np.bincount(true[is_label], minlength=len(true))
 
 
 def _has_one_before(seen: _Seen, a: Ints, b: Ints, is_within: NDArray[np.bool_]) -> NDArray[Any]:
