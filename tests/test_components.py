@@ -16,7 +16,7 @@ from curate.duplicates.components import components
 from curate.duplicates.forest import spanning_forest
 from curate.duplicates.judge import distance_to_mean, judge
 from curate.rows.select import band
-from curate.vectors import exact
+from curate.vectors import exact, hits
 from curate.vectors.assign import assign
 
 
@@ -110,6 +110,10 @@ def test_components_do_not_depend_on_blocks_buffers_or_the_kind_of_array(
     assert components(rows, 0.86, block_rows=50).tolist() == truth
     monkeypatch.setattr(joining, "DENSE_SHARE", 0.0)
     assert components(rows, 0.86, block_rows=50).tolist() == truth
+    monkeypatch.setattr(hits, "LISTED_PAIRS", 3)
+    monkeypatch.setattr(joining, "DOUBTS_PER_STEP", 2)
+    for precision in ("fp32", "bf16", "int8"):
+        assert components(rows, 0.86, precision=precision, device="cpu").tolist() == truth
 
 
 def test_a_digest_that_always_collides_only_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:

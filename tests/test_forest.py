@@ -15,6 +15,7 @@ from curate.duplicates import tiles
 from curate.duplicates.components import components
 from curate.duplicates.forest import spanning_forest
 from curate.duplicates.regions import Regions
+from curate.vectors import hits
 from curate.vectors.exact import Float16Rows
 
 Edges = list[tuple[int, int, float]]
@@ -68,7 +69,11 @@ def test_the_forest_is_kruskals(first_seed: int, monkeypatch: pytest.MonkeyPatch
         rows, floor = planted(rng, n, dim), float(rng.choice([0.25, 0.5, 0.8, 0.86, 0.95]))
         regions, is_compared = regions_for(rng, n, kind=seed % 3)
         monkeypatch.setattr(growing, "CANDIDATES_PER_MERGE", 20 if seed % 4 == 0 else 1 << 18)
-        monkeypatch.setattr(growing, "DENSE_PAIRS", 5 if seed % 5 == 0 else 1 << 16)
+        monkeypatch.setattr(growing, "FEWEST_DENSE", 0 if seed % 5 == 0 else 1 << 18)
+        monkeypatch.setattr(growing, "MANY_CANDIDATES", 5 if seed % 3 == 0 else 1 << 13)
+        monkeypatch.setattr(growing, "CELLS_PER_PAIR", 1000 if seed % 2 == 0 else 24)
+        monkeypatch.setattr(growing, "LEVEL_BYTES", 0 if seed % 7 == 0 else 24 << 20)
+        monkeypatch.setattr(hits, "LISTED_PAIRS", 9 if seed % 4 == 1 else 1 << 17)
         monkeypatch.setattr(tiles, "FEWEST_ROWS_TO_SORT", 8 if seed % 2 else 8192)
         truth = kruskal(rows, floor, is_compared)
         for precision in ("fp32", "bf16", "int8"):

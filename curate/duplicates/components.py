@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.duplicates.tiles import BLOCK_ROWS, Extent, Tile, scan, sorted_by_likeness
+from curate.duplicates.tiles import Extent, Tile, scan, sorted_by_likeness
 from curate.vectors.exact import Float16Rows, pair_dots
 from curate.vectors.hits import Hits, in_parts, pairs_of, sure_hits
 from curate.vectors.products import Precision, engine_threads
@@ -34,16 +34,18 @@ def components(
     similarity_above: float,
     *,
     precision: Precision = "auto",
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
+    device: str | None = None,
 ) -> Ints:
     """Return each row's component as the smallest row index in it: int64 [n].
 
     Edges join rows whose exact dot is strictly above `similarity_above`, a float64. The result does
-    not depend on `precision`, `block_rows` or threads.
+    not depend on `precision`, `block_rows`, `device` or threads.
 
     Args:
         rows: float16 [n, d], finite, norm at most 5; an array or a memory map.
-        block_rows: side of a tile.
+        block_rows: side of a tile; by default what suits the device.
+        device: where the products are made; "cpu" by default.
     """
     first = first_copies(rows)
     copies = np.flatnonzero(first != np.arange(len(first)))
@@ -51,8 +53,8 @@ def components(
     first[short] = short
     different = np.flatnonzero(first == np.arange(len(first)))
     extent = Extent(len(different), len(different))
-    with engine_threads():
-        index = sorted_by_likeness(rows, different, extent, precision)
+    with engine_threads(device):
+        index = sorted_by_likeness(rows, different, extent, precision=precision, device=device)
         joined = _Joined(rows, index, similarity_above)
         scan(
             rows,
@@ -61,6 +63,7 @@ def components(
             sink=joined,
             precision=precision,
             block_rows=block_rows,
+            device=device,
         )
     joined.relabel()
     smallest = np.full(len(index), len(rows))
@@ -174,10 +177,11 @@ class _Joined:
         """Return the hits of the tile whose ends are not joined yet."""
         import torch
 
-        tops = self.labels[tile.hits.row.cpu().numpy() + tile.top]
-        lefts = self.labels[tile.left : tile.left + len(tile.b)]
-        is_apart = torch.from_numpy(tops)[:, None] != torch.from_numpy(lefts)[None, :]
-        return Hits(tile.hits.row, is_apart.to(tile.hits.mask.device).logical_and_(tile.hits.mask))
+        device = tile.values.device
+        tops = torch.from_numpy(self.labels[tile.hits.row.cpu().numpy() + tile.top]).to(device)
+        lefts = torch.from_numpy(self.labels[tile.left : tile.left + len(tile.b)]).to(device)
+        is_apart = tops[:, None] != lefts[None, :]
+        return Hits(tile.hits.row, is_apart.logical_and_(tile.hits.mask))
 
 
 def is_one(labels: Int32s, top: slice, left: slice) -> bool:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from curate.duplicates.components import Int32s, Ints, connected, is_one, join
 from curate.duplicates.dense_tree import spanning_tree
 from curate.duplicates.regions import Copies, Regions
-from curate.duplicates.tiles import BLOCK_ROWS, Tile, scan, sorted_by_likeness
+from curate.duplicates.tiles import Tile, scan, sorted_by_likeness
 from curate.vectors.exact import Float16Rows, Float64s, pair_dots
 from curate.vectors.hits import Hits, above_diagonal, in_parts, pairs_of
 from curate.vectors.products import Precision, as_tensor, engine_threads
@@ -36,8 +36,8 @@ LEVEL_BYTES = 24 << 20
 """What the levels may take together: a very large cluster gets fewer of them."""
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
-DENSE_PAIRS = 1 << 19
-"""Hits in one tile from which its spanning forest is grown without listing any."""
+FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 16
+"""Hits in a tile, and their share of its pairs, from which its spanning forest is grown without listing any."""
 MANY_CANDIDATES = 1 << 13
 """Candidates of one tile from which its strongest are joined first, to drop the rest."""
 CELLS_PER_PAIR = 24
@@ -102,20 +102,25 @@ def spanning_forest(
     *,
     regions: Regions | None = None,
     precision: Precision = "auto",
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
+    device: str | None = None,
 ) -> Forest:
     """Return the maximum spanning forest of all pairs of rows with similarity above the floor.
 
-    The result does not depend on `precision`, `block_rows` or threads.
+    The result does not depend on `precision`, `block_rows`, `device` or threads.
 
     Args:
         rows: float16 [n, d], finite, norm at most 5; an array or a memory map.
         regions: which pairs are compared; all by default.
+        block_rows: side of a tile; by default what suits the device.
+        device: where the products are made; "cpu" by default.
     """
     where = regions or Regions.one(len(rows))
     different, copies = where.without_copies(rows)
-    with engine_threads():
-        index = sorted_by_likeness(rows, different.order, different.extent, precision)
+    with engine_threads(device):
+        index = sorted_by_likeness(
+            rows, different.order, different.extent, precision=precision, device=device
+        )
         builder = _Builder(rows, index, floor)
         scan(
             rows,
@@ -124,6 +129,7 @@ def spanning_forest(
             sink=builder,
             precision=precision,
             block_rows=block_rows,
+            device=device,
         )
         builder.merge()
     found = Forest(len(rows), floor, builder.a, builder.b, builder.similarity)
@@ -259,7 +265,7 @@ class _Builder:
     def take(self, tile: Tile) -> None:
         """Take the candidates that may still be in the forest."""
         hits = tile.hits if tile.top != tile.left else above_diagonal(tile.hits)
-        if hits.count() > DENSE_PAIRS:
+        if hits.count() > max(FEWEST_DENSE, DENSE_SHARE * tile.values.numel()):
             self._grow_dense(tile, *self._sides(tile))
             return
         found = Candidates.joined([_NONE, *(self._listed(tile, few) for few in in_parts(hits))])
@@ -343,8 +349,8 @@ class _Builder:
 
     def _sides(self, tile: Tile) -> tuple[Ints, Ints]:
         """Return the positions of the tile's rows and columns that have a hit."""
-        mask = tile.hits.mask.cpu().numpy()
-        return tile.hits.row.cpu().numpy() + tile.top, np.flatnonzero(mask.any(0)) + tile.left
+        has_hit = tile.hits.mask.any(dim=0).cpu().numpy()
+        return tile.hits.row.cpu().numpy() + tile.top, np.flatnonzero(has_hit) + tile.left
 
     def _grow_dense(self, tile: Tile, top: Ints, left: Ints) -> None:
         """Compute the pairs of some rows and columns exactly, and take their spanning forest."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Ints: TypeAlias = NDArray[np.int64]
 
-BLOCK_ROWS = 2048
-PANEL_BYTES = 20 << 20
+BLOCK_ROWS, DEVICE_BLOCK_ROWS = 2048, 8192
+PANEL_BYTES, DEVICE_PANEL_BYTES = 20 << 20, 1 << 30
 ROWS_PER_PIVOT = 1024
 FEWEST_ROWS_TO_SORT = 8192
 
@@ -98,31 +98,50 @@ def scan(
     *,
     sink: Sink,
     precision: Precision = "auto",
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
+    device: str | None = None,
 ) -> None:
     """Hand the sink every tile of the extent in which a similarity may be above its threshold.
 
     Args:
         rows: float16 [*, d]; index: which of them make the scanned set, in scan order.
+        block_rows: side of a tile; by default what suits the device.
+        device: where the products are made, "cpu" by default; values and hits of a tile are there.
     """
-    frame = products.fit(_sampled(rows, index), precision, num_compared=len(index))
-    blocks = extent.blocks(block_rows)
+    place = device or "cpu"
+    frame = products.fit(_sampled(rows, index, place), precision, num_compared=len(index))
+    blocks = extent.blocks(block_rows or _default_block_rows(place))
     widest = max((block.stop - block.start for block in blocks), default=0)
-    buffer = products.tile_buffer(frame, widest * widest)
-    per_panel = max(1, PANEL_BYTES // max(1, widest * rows.shape[1] * frame.bytes_per_value))
+    buffer = products.tile_buffer(frame, widest * widest, place)
+    room = PANEL_BYTES if place == "cpu" else DEVICE_PANEL_BYTES
+    per_panel = max(1, room // max(1, widest * rows.shape[1] * frame.bytes_per_value))
     panels = [blocks[at : at + per_panel] for at in range(0, len(blocks), per_panel)]
+    panel_of = _Panels(frame, rows, index, place)
     for number, upper in enumerate(panels):
-        tops = _operands(frame, rows, index, upper)
+        tops = lefts = panel_of(upper)
         for lower in panels[number:]:
-            lefts = tops if lower is upper else _operands(frame, rows, index, lower)
+            if lower is not upper:
+                del lefts  # before the next is made: two panels at a time
+                lefts = panel_of(lower)
             for top, left in _tiles(upper, lower, extent):
-                threshold = sink.threshold(top, left)
-                if threshold < np.inf:
-                    a, b = tops[top.start], lefts[left.start]
-                    values = products.product(a, b, buffer)
-                    hits = hits_above(values, a, b, threshold)
-                    if len(hits.row):
-                        sink.take(Tile(top.start, left.start, values, hits, a, b))
+                _take_tile(sink, tops[top.start], lefts[left.start], top, left, buffer)
+        del tops, lefts
+
+
+def _take_tile(
+    sink: Sink, a: Operand, b: Operand, top: slice, left: slice, buffer: torch.Tensor
+) -> None:
+    threshold = sink.threshold(top, left)
+    if threshold == np.inf:
+        return
+    values = products.product(a, b, buffer)
+    hits = hits_above(values, a, b, threshold)
+    if len(hits.row):
+        sink.take(Tile(top.start, left.start, values, hits, a, b))
+
+
+def _default_block_rows(device: str) -> int:
+    return BLOCK_ROWS if device == "cpu" else DEVICE_BLOCK_ROWS
 
 
 def _tiles(upper: list[slice], lower: list[slice], extent: Extent) -> Iterator[tuple[slice, slice]]:
@@ -132,17 +151,29 @@ def _tiles(upper: list[slice], lower: list[slice], extent: Extent) -> Iterator[t
                 yield top, left
 
 
-def _operands(
-    frame: Frame, rows: Float16Rows, index: Ints, blocks: list[slice]
-) -> dict[int, Operand]:
-    return {
-        block.start: frame.operand(np.asarray(rows[as_slice(index[block])])) for block in blocks
-    }
+@dataclass(frozen=True, slots=True)
+class _Panels:
+    """Makes the operands of some blocks, by where each starts."""
+
+    frame: Frame
+    rows: Float16Rows
+    index: Ints
+    device: str
+
+    def __call__(self, blocks: list[slice]) -> dict[int, Operand]:
+        return {
+            block.start: self.frame.operand(_on(self.device, self.rows, self.index[block]))
+            for block in blocks
+        }
 
 
-def _sampled(rows: Float16Rows, index: Ints) -> Float16Rows:
-    few = index[:: max(1, -(-len(index) // products.FITTED_ROWS))]
-    return np.asarray(rows[few])
+def _on(device: str, rows: Float16Rows, index: Ints) -> torch.Tensor:
+    """Return some rows on a device."""
+    return products.as_tensor(np.asarray(rows[as_slice(index)])).to(device)
+
+
+def _sampled(rows: Float16Rows, index: Ints, device: str) -> torch.Tensor:
+    return _on(device, rows, index[:: max(1, -(-len(index) // products.FITTED_ROWS))])
 
 
 def as_slice(index: Ints) -> slice | Ints:
@@ -153,7 +184,12 @@ def as_slice(index: Ints) -> slice | Ints:
 
 
 def sorted_by_likeness(
-    rows: Float16Rows, index: Ints, extent: Extent, precision: Precision
+    rows: Float16Rows,
+    index: Ints,
+    extent: Extent,
+    *,
+    precision: Precision = "auto",
+    device: str | None = None,
 ) -> Ints:
     """Return the index with like rows side by side, within the extent's regions.
 
@@ -162,14 +198,16 @@ def sorted_by_likeness(
     """
     if len(index) < FEWEST_ROWS_TO_SORT:
         return index
+    place = device or "cpu"
+    block_rows = _default_block_rows(place)
     region = np.searchsorted(extent.ends(), np.arange(len(index)), side="right")
     pivots = index[::ROWS_PER_PIVOT]
-    frame = products.fit(_sampled(rows, index), precision, num_compared=len(pivots))
-    pivot_rows = frame.operand(np.asarray(rows[pivots]))
-    buffer = products.tile_buffer(frame, BLOCK_ROWS * len(pivots))
-    nearest = np.empty(len(index), np.int64)
-    for start in range(0, len(index), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        block = frame.operand(np.asarray(rows[as_slice(index[part])]))
+    frame = products.fit(_sampled(rows, index, place), precision, num_compared=len(pivots))
+    pivot_rows = frame.operand(_on(place, rows, pivots))
+    buffer = products.tile_buffer(frame, block_rows * len(pivots), place)
+    nearest = np.empty(len(index), np.int32)
+    for start in range(0, len(index), block_rows):
+        part = slice(start, start + block_rows)
+        block = frame.operand(_on(place, rows, index[part]))
         nearest[part] = products.product(block, pivot_rows, buffer).argmax(dim=1).cpu().numpy()
     return index[np.lexsort((nearest, region))]

@@ -245,10 +245,10 @@ def as_tensor(rows_ND: Float16Rows | NDArray[np.float32] | torch.Tensor) -> torc
 
 
 @contextmanager
-def engine_threads(device_type: str = "cpu") -> Iterator[None]:
+def engine_threads(device: str | None = None) -> Iterator[None]:
     """Let torch use the threads that WARREN_THREADS grants, in full precision, without gradients.
 
-    Without the variable torch's own setting holds.
+    Without the variable torch's own setting holds. Args: device: as torch names it; "cpu" if None.
     """
     import torch
 
@@ -257,7 +257,7 @@ def engine_threads(device_type: str = "cpu") -> Iterator[None]:
     if granted:
         torch.set_num_threads(max(1, int(granted)))
     try:
-        with full_precision_gemm(device_type):
+        with full_precision_gemm(torch.device(device or "cpu").type):
             yield
     finally:
         torch.set_num_threads(before)
