@@ -25,6 +25,7 @@ from curate.duplicates.forest import Forest, kruskal, spanning_forest
 from curate.duplicates.regions import Regions
 from curate.vectors.exact import Float16Rows
 from curate.vectors.grouped import Grouped, Members, starts_of
+from curate.vectors.products import own_device
 from manifests import ledger, paths, store
 from manifests.schemas import FOREST, conform
 from manifests.store import Content
@@ -199,12 +200,12 @@ def _alike(
     is_right = members["is_ghost"] if is_right is None and members["is_ghost"].any() else is_right
     uids = members["uid"]
     if is_right is None:
-        found = spanning_forest(rows, config.floor)
+        found = spanning_forest(rows, config.floor, device=own_device())
     else:
         order = np.argsort(uids)
         uids, rows, is_right = uids[order], rows[order], is_right[order]
         where = Regions.of(np.zeros(len(uids), np.bool_), is_right)
-        found = spanning_forest(rows, config.floor, regions=where)
+        found = spanning_forest(rows, config.floor, regions=where, device=own_device())
     return uids[found.row_a], uids[found.row_b], found.similarity
 
 

@@ -147,7 +147,7 @@ def plan_sums(view: View, number: int) -> list[Item]:
 
 def sums(view: View, item: Item, number: int) -> Output:
     """Return what one shard adds to the next centroids, exactly."""
-    rows = lloyd.on_fastest_device(_read(view, item.payload["files"]))
+    rows = lloyd.on_own_device(_read(view, item.payload["files"]))
     found, _ = lloyd.step(rows, _centroids(view, number))
     figures = {"square_units": str(found.square_units)}
     files = {
@@ -279,7 +279,7 @@ def _total(view: View, number: int, before: Grid) -> Sums:
     """Return the sums of all shards of a round; of the whole sample, made here, for one shard."""
     shards = [one for one in view.own.markers() if one["item"].startswith(f"sums-{number:03d}-")]
     if not shards:
-        rows = lloyd.on_fastest_device(_read(view, _Sample.of(view).files))
+        rows = lloyd.on_own_device(_read(view, _Sample.of(view).files))
         return lloyd.step(rows, before)[0]
     return reduce(add, (_read_sums(view, one) for one in shards))
 

@@ -107,7 +107,7 @@ def _block(
     if not len(at):
         return empty(ASSIGNMENTS), {}
     rows = np.array(block.images)  # one read from end to end: what follows is random access
-    ready = prepare(centroids, lloyd.on_fastest_device(rows[:: max(1, len(rows) // ROWS_PER_STEP)]))
+    ready = prepare(centroids, lloyd.on_own_device(rows[:: max(1, len(rows) // ROWS_PER_STEP)]))
     row = block.rows[at]
     found, ghost_at, ghost_of = _nearest(rows, row, ready, config)
     members = np.zeros(len(at), grouped.MEMBER)
@@ -135,7 +135,7 @@ def _nearest(
     found: list[Assigned] = []
     ghosts = [(np.empty(0, np.int64), np.empty(0, np.uint32))]
     for start in range(0, len(row), ROWS_PER_STEP):
-        some = lloyd.on_fastest_device(rows[row[start : start + ROWS_PER_STEP]])
+        some = lloyd.on_own_device(rows[row[start : start + ROWS_PER_STEP]])
         if config.ghost_margin is None:
             found.append(assign(some, ready))
             continue

@@ -28,7 +28,7 @@ from curate.vectors.exact import (
     sample_hashes,
     squared_norms,
 )
-from curate.vectors.products import Precision, as_tensor
+from curate.vectors.products import Precision, as_tensor, own_device
 from manifests.errors import UserError
 
 if TYPE_CHECKING:
@@ -274,11 +274,9 @@ def train(
     return centroids
 
 
-def on_fastest_device(rows: Float16Rows) -> Float16Rows | torch.Tensor:
+def on_own_device(rows: Float16Rows) -> Float16Rows | torch.Tensor:
     """Return the rows on this process's GPU, or as they are where it has none."""
-    import torch
-
-    return as_tensor(rows).cuda() if torch.cuda.is_available() else rows
+    return as_tensor(rows).cuda() if own_device() == "cuda" else rows
 
 
 def _on_grid(means: Float64s, *, spherical: bool) -> Grid:
