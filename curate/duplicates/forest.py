@@ -37,7 +37,7 @@ LEVEL_BYTES = 24 << 20
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
 FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 16
-"""Hits in a tile, and their share of its pairs, from which its spanning forest is grown without listing any."""
+"""Hits in a tile, and their share of its pairs, from which its forest is grown without a list."""
 MANY_CANDIDATES = 1 << 13
 """Candidates of one tile from which its strongest are joined first, to drop the rest."""
 CELLS_PER_PAIR = 24
