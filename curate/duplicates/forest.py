@@ -37,9 +37,10 @@ LEVEL_BYTES = 24 << 20
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
 FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 16
-"""Hits in a tile, and their share of its pairs, from which its spanning forest is grown without listing any."""
-MANY_CANDIDATES = 1 << 13
-"""Candidates of one tile from which its strongest are joined first, to drop the rest."""
+"""Hits in a tile, and their share of its pairs, from which none is listed: its forest is grown."""
+FEW_CANDIDATES, MANY_CANDIDATES = 1 << 12, 1 << 13
+"""Up to how many are measured without joining any first; from how many of a tile its strongest are
+joined first, to drop the rest."""
 CELLS_PER_PAIR = 24
 """How many times cheaper a similarity is in a float64 product than by itself."""
 
@@ -299,10 +300,11 @@ class _Builder:
             return
         waiting = Candidates.joined(self._waiting)
         self._waiting, self._num_waiting = [], 0
-        self._climb(waiting)
-        waiting = waiting.take(self._may_matter(waiting))
+        if len(waiting) > FEW_CANDIDATES:
+            self._climb(waiting)
+            waiting = waiting.take(self._may_matter(waiting))
         waiting = waiting.take(np.argsort(-waiting.upper, kind="stable"))
-        step = max(len(self.index), len(waiting) // MEASURED_IN_STEPS)
+        step = max(FEW_CANDIDATES, len(self.index), len(waiting) // MEASURED_IN_STEPS)
         while len(waiting):
             self._add(waiting.take(slice(step)))
             waiting = waiting.take(slice(step, None))
