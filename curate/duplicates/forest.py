@@ -7,8 +7,9 @@ are broken by row, which makes the forest unique: (similarity descending, row_a,
 
 The scan lists candidate edges with a bound on each (tiles). Most are dropped unmeasured: an edge
 that may be worth u at most cannot be in the forest when its ends are joined already by edges worth
-more than u. For that the builder keeps the components at a ladder of LEVELS similarities. What is
-left is measured exactly, and Kruskal's algorithm (scipy, on ranks) decides.
+more than u. For that the builder keeps the components at a ladder of up to LEVELS similarities.
+What is left is measured exactly, and Kruskal's algorithm (scipy, on ranks) decides. Beside the
+levels, memory is that of components and some 100 bytes a row for the edges while they are merged.
 
 Legend: n rows, E edges.
 """
