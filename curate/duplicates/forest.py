@@ -37,7 +37,7 @@ LEVEL_BYTES = 24 << 20
 """What the levels may take together: a very large cluster gets fewer of them."""
 CANDIDATES_PER_MERGE = 1 << 18
 MEASURED_IN_STEPS = 8
-FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 16
+FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 4
 """Hits in a tile, and their share of its pairs, from which none is listed: its forest is grown."""
 FEW_CANDIDATES, MANY_CANDIDATES = 1 << 12, 1 << 13
 """Up to how many are measured without joining any first; from how many of a tile its strongest are
@@ -225,9 +225,6 @@ class Candidates:
         return Candidates(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
-_NONE = Candidates(*(np.empty(0, kind) for kind in (np.int64, np.int64, float, float)))
-
-
 @dataclass(slots=True)
 class _Builder:
     """The forest of what was scanned so far, and the candidates since.
@@ -270,11 +267,12 @@ class _Builder:
         if hits.count() > max(FEWEST_DENSE, DENSE_SHARE * tile.values.numel()):
             self._grow_dense(tile, *self._sides(tile))
             return
-        found = Candidates.joined([_NONE, *(self._listed(tile, few) for few in in_parts(hits))])
-        if len(found) > MANY_CANDIDATES:
-            self._climb(found.take(found.is_best_of_an_end()))
-            found = self._measured_as_block(found.take(self._may_matter(found)))
-        self._wait(found)
+        for few in in_parts(hits):
+            found = self._listed(tile, few)
+            if len(found) > MANY_CANDIDATES:
+                self._climb(found.take(found.is_best_of_an_end()))
+                found = self._measured_as_block(found.take(self._may_matter(found)))
+            self._wait(found)
 
     def _listed(self, tile: Tile, hits: Hits) -> Candidates:
         pairs = pairs_of(hits, tile.values, tile.a, tile.b)
