@@ -47,10 +47,7 @@ def components(
         block_rows: side of a tile; by default what suits the device.
         device: where the products are made; "cpu" by default.
     """
-    first = first_copies(rows)
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    short = copies[pair_dots(rows, copies, copies) <= similarity_above]  # likeness joins them not
-    first[short] = short
+    first = _first_joined_copies(rows, similarity_above)
     different = np.flatnonzero(first == np.arange(len(first)))
     extent = Extent(len(different), len(different))
     with engine_threads(device):
@@ -71,6 +68,15 @@ def components(
     label = np.empty(len(rows), np.int64)
     label[index] = smallest[joined.labels]
     return label[first]
+
+
+def _first_joined_copies(rows: Float16Rows, similarity_above: float) -> Ints:
+    """Return the first copy of each row, or itself where two copies are not similar enough."""
+    first = first_copies(rows)
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    short = copies[pair_dots(rows, copies, copies) <= similarity_above]
+    first[short] = short
+    return first
 
 
 def first_copies(rows: Float16Rows) -> Ints:
