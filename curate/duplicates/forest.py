@@ -35,8 +35,9 @@ Masks: TypeAlias = NDArray[np.bool_]
 LEVELS, FEWEST_LEVELS = 24, 4
 LEVEL_BYTES = 24 << 20
 """What the levels may take together: a very large cluster gets fewer of them."""
-CANDIDATES_PER_MERGE = 1 << 18
+CANDIDATES_PER_MERGE = 1 << 17
 MEASURED_IN_STEPS = 8
+ROWS_PER_PRODUCT = 256  # in float64: what stays small beside the result
 FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 4
 """Hits in a tile, and their share of its pairs, from which none is listed: its forest is grown."""
 FEW_CANDIDATES, MANY_CANDIDATES = 1 << 12, 1 << 13
@@ -364,7 +365,9 @@ class _Builder:
 
     def _block(self, top: Ints, left: Ints) -> Float64s:
         """Return the exact similarities of some positions with others."""
-        sides = (as_tensor(np.asarray(self.rows[self.index[side]])) for side in (top, left))
-        a, b = (side.double() for side in sides)
-        block: Float64s = (a @ b.T).numpy()
+        a, b = (as_tensor(np.asarray(self.rows[self.index[side]])) for side in (top, left))
+        block, wide = np.empty((len(top), len(left))), b.double().T
+        for start in range(0, len(top), ROWS_PER_PRODUCT):
+            part = slice(start, start + ROWS_PER_PRODUCT)
+            block[part] = (a[part].double() @ wide).numpy()
         return block
