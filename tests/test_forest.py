@@ -71,6 +71,7 @@ def test_the_forest_is_kruskals(first_seed: int, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(growing, "CANDIDATES_PER_MERGE", 20 if seed % 4 == 0 else 1 << 18)
         monkeypatch.setattr(growing, "FEWEST_DENSE", 0 if seed % 5 == 0 else 1 << 18)
         monkeypatch.setattr(growing, "MANY_CANDIDATES", 5 if seed % 3 == 0 else 1 << 13)
+        monkeypatch.setattr(growing, "FEW_CANDIDATES", 7 if seed % 2 == 0 else 1 << 12)
         monkeypatch.setattr(growing, "CELLS_PER_PAIR", 1000 if seed % 2 == 0 else 24)
         monkeypatch.setattr(growing, "LEVEL_BYTES", 0 if seed % 7 == 0 else 24 << 20)
         monkeypatch.setattr(hits, "LISTED_PAIRS", 9 if seed % 4 == 1 else 1 << 17)

@@ -2,8 +2,8 @@
 
 Two rows are joined when their exact similarity is above the threshold; components are those of that
 graph. A low-precision scan finds the pairs that may be joined; those it cannot tell, and that
-nothing else has joined, are computed again in float64. Memory does not grow with the rows but for
-some 16 bytes each, so rows may be a memory-mapped file.
+nothing else has joined, are computed again in float64. Rows may be a memory-mapped file: beside
+some 50 bytes a row, memory is that of two panels, one tile and the pairs that are listed at once.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def components(
         block_rows: side of a tile; by default what suits the device.
         device: where the products are made; "cpu" by default.
     """
-    first = first_copies(rows)
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    short = copies[pair_dots(rows, copies, copies) <= similarity_above]  # likeness joins them not
-    first[short] = short
+    first = _first_joined_copies(rows, similarity_above)
     different = np.flatnonzero(first == np.arange(len(first)))
     extent = Extent(len(different), len(different))
     with engine_threads(device):
@@ -71,6 +68,15 @@ def components(
     label = np.empty(len(rows), np.int64)
     label[index] = smallest[joined.labels]
     return label[first]
+
+
+def _first_joined_copies(rows: Float16Rows, similarity_above: float) -> Ints:
+    """Return the first copy of each row, or itself where two copies are not similar enough."""
+    first = first_copies(rows)
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    short = copies[pair_dots(rows, copies, copies) <= similarity_above]
+    first[short] = short
+    return first
 
 
 def first_copies(rows: Float16Rows) -> Ints:
@@ -97,12 +103,12 @@ def _row_digests(rows: Float16Rows, *, block_rows: int = 4096) -> Ints:
     words_per_row = -(-rows.shape[1] * 2 // 8)
     odd = np.random.default_rng(0).integers(1 << 63, size=words_per_row, dtype=np.uint64) | 1
     digests = np.empty(len(rows), np.int64)
-    padded = np.zeros((block_rows, 4 * words_per_row), np.float16)
+    padded = np.zeros((min(block_rows, len(rows)), 4 * words_per_row), np.float16)
     for start in range(0, len(rows), block_rows):
         block = padded[: len(rows[start : start + block_rows])]
         block[:, : rows.shape[1]] = rows[start : start + block_rows]
-        words = block.view(np.uint64)
-        digests[start : start + block_rows] = (words * odd).sum(axis=1).view(np.int64)
+        words = np.einsum("nw,w->n", block.view(np.uint64), odd)
+        digests[start : start + block_rows] = words.view(np.int64)
     return digests
 
 

@@ -7,8 +7,9 @@ are broken by row, which makes the forest unique: (similarity descending, row_a,
 
 The scan lists candidate edges with a bound on each (tiles). Most are dropped unmeasured: an edge
 that may be worth u at most cannot be in the forest when its ends are joined already by edges worth
-more than u. For that the builder keeps the components at a ladder of LEVELS similarities. What is
-left is measured exactly, and Kruskal's algorithm (scipy, on ranks) decides.
+more than u. For that the builder keeps the components at a ladder of up to LEVELS similarities.
+What is left is measured exactly, and Kruskal's algorithm (scipy, on ranks) decides. Beside the
+levels, memory is that of components and some 100 bytes a row for the edges while they are merged.
 
 Legend: n rows, E edges.
 """
@@ -34,12 +35,14 @@ Masks: TypeAlias = NDArray[np.bool_]
 LEVELS, FEWEST_LEVELS = 24, 4
 LEVEL_BYTES = 24 << 20
 """What the levels may take together: a very large cluster gets fewer of them."""
-CANDIDATES_PER_MERGE = 1 << 18
+CANDIDATES_PER_MERGE = 1 << 17
 MEASURED_IN_STEPS = 8
-FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 16
-"""Hits in a tile, and their share of its pairs, from which its forest is grown without a list."""
-MANY_CANDIDATES = 1 << 13
-"""Candidates of one tile from which its strongest are joined first, to drop the rest."""
+ROWS_PER_PRODUCT = 256  # in float64: what stays small beside the result
+FEWEST_DENSE, DENSE_SHARE = 1 << 18, 1 / 4
+"""Hits in a tile, and their share of its pairs, from which none is listed: its forest is grown."""
+FEW_CANDIDATES, MANY_CANDIDATES = 1 << 12, 1 << 13
+"""Up to how many are measured without joining any first; from how many of a tile its strongest are
+joined first, to drop the rest."""
 CELLS_PER_PAIR = 24
 """How many times cheaper a similarity is in a float64 product than by itself."""
 
@@ -223,9 +226,6 @@ class Candidates:
         return Candidates(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
-_NONE = Candidates(*(np.empty(0, kind) for kind in (np.int64, np.int64, float, float)))
-
-
 @dataclass(slots=True)
 class _Builder:
     """The forest of what was scanned so far, and the candidates since.
@@ -268,11 +268,12 @@ class _Builder:
         if hits.count() > max(FEWEST_DENSE, DENSE_SHARE * tile.values.numel()):
             self._grow_dense(tile, *self._sides(tile))
             return
-        found = Candidates.joined([_NONE, *(self._listed(tile, few) for few in in_parts(hits))])
-        if len(found) > MANY_CANDIDATES:
-            self._climb(found.take(found.is_best_of_an_end()))
-            found = self._measured_as_block(found.take(self._may_matter(found)))
-        self._wait(found)
+        for few in in_parts(hits):
+            found = self._listed(tile, few)
+            if len(found) > MANY_CANDIDATES:
+                self._climb(found.take(found.is_best_of_an_end()))
+                found = self._measured_as_block(found.take(self._may_matter(found)))
+            self._wait(found)
 
     def _listed(self, tile: Tile, hits: Hits) -> Candidates:
         pairs = pairs_of(hits, tile.values, tile.a, tile.b)
@@ -299,10 +300,11 @@ class _Builder:
             return
         waiting = Candidates.joined(self._waiting)
         self._waiting, self._num_waiting = [], 0
-        self._climb(waiting)
-        waiting = waiting.take(self._may_matter(waiting))
+        if len(waiting) > FEW_CANDIDATES:
+            self._climb(waiting)
+            waiting = waiting.take(self._may_matter(waiting))
         waiting = waiting.take(np.argsort(-waiting.upper, kind="stable"))
-        step = max(len(self.index), len(waiting) // MEASURED_IN_STEPS)
+        step = max(FEW_CANDIDATES, len(self.index), len(waiting) // MEASURED_IN_STEPS)
         while len(waiting):
             self._add(waiting.take(slice(step)))
             waiting = waiting.take(slice(step, None))
@@ -363,7 +365,9 @@ class _Builder:
 
     def _block(self, top: Ints, left: Ints) -> Float64s:
         """Return the exact similarities of some positions with others."""
-        sides = (as_tensor(np.asarray(self.rows[self.index[side]])) for side in (top, left))
-        a, b = (side.double() for side in sides)
-        block: Float64s = (a @ b.T).numpy()
+        a, b = (as_tensor(np.asarray(self.rows[self.index[side]])) for side in (top, left))
+        block, wide = np.empty((len(top), len(left))), b.double().T
+        for start in range(0, len(top), ROWS_PER_PRODUCT):
+            part = slice(start, start + ROWS_PER_PRODUCT)
+            block[part] = (a[part].double() @ wide).numpy()
         return block

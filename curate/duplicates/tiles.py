@@ -110,7 +110,7 @@ def scan(
     """
     place = device or "cpu"
     frame = products.fit(_sampled(rows, index, place), precision, num_compared=len(index))
-    blocks = extent.blocks(block_rows or _default_block_rows(place))
+    blocks = extent.blocks(block_rows or _default_block_rows(len(index), place))
     widest = max((block.stop - block.start for block in blocks), default=0)
     buffer = products.tile_buffer(frame, widest * widest, place)
     room = PANEL_BYTES if place == "cpu" else DEVICE_PANEL_BYTES
@@ -140,8 +140,13 @@ def _take_tile(
         sink.take(Tile(top.start, left.start, values, hits, a, b))
 
 
-def _default_block_rows(device: str) -> int:
-    return BLOCK_ROWS if device == "cpu" else DEVICE_BLOCK_ROWS
+def _default_block_rows(num_rows: int, device: str) -> int:
+    """Return a side of tiles: small enough that few of a small set lie on the diagonal."""
+    if device != "cpu":
+        return DEVICE_BLOCK_ROWS
+    if num_rows > 8 * BLOCK_ROWS:
+        return BLOCK_ROWS
+    return min(BLOCK_ROWS // 2, max(BLOCK_ROWS // 4, -(-num_rows // 2)))
 
 
 def _tiles(upper: list[slice], lower: list[slice], extent: Extent) -> Iterator[tuple[slice, slice]]:
@@ -199,7 +204,7 @@ def sorted_by_likeness(
     if len(index) < FEWEST_ROWS_TO_SORT:
         return index
     place = device or "cpu"
-    block_rows = _default_block_rows(place)
+    block_rows = _default_block_rows(len(index), place)
     region = np.searchsorted(extent.ends(), np.arange(len(index)), side="right")
     pivots = index[::ROWS_PER_PIVOT]
     frame = products.fit(_sampled(rows, index, place), precision, num_compared=len(pivots))
