@@ -191,7 +191,7 @@ def _resources(link: Link, recipe: Recipe, executor: Executor) -> Resources:
     return Resources(
         num_gpus=executor.gpus_per_worker() if link.stage.wants_gpu else 0,
         timeout_seconds=recipe.item_timeout_seconds,
-        kept_for=link.stage.name if link.stage.wants_gpu else "",  # a model stays cached
+        kept_for=link.stage.name if link.stage.caches_model else "",
     )
 
 

@@ -50,6 +50,7 @@ class Stage:
     config is less than its section, so that a change of the rest makes nothing anew.
     identity: name of the module's function (config -> JSON) that says what outside files are read.
     wants_gpu: a worker gets a GPU where the cluster has any.
+    caches_model: its workers keep a model in memory, so other stages get workers of their own.
     uses_seed: the recipe's seed changes the result, so it enters the fingerprint.
     """
 
@@ -65,6 +66,7 @@ class Stage:
     derive: str | None = None
     identity: str | None = None
     wants_gpu: bool = False
+    caches_model: bool = False
     uses_seed: bool = False
 
     def plan(self, phase: Phase, view: View) -> list[Item]:
@@ -117,6 +119,7 @@ _ROWS = (
         "map",
         identity="identity",
         wants_gpu=True,
+        caches_model=True,
     ),
     Stage(
         "centroids",

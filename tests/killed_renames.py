@@ -32,7 +32,7 @@ from pipelines.recipe import Recipe, load
 from pipelines.run import run
 from pipelines.stages import STAGES
 
-RENAMES_PER_LIFE = 14
+RENAMES_PER_LIFE = 24
 """For "again": more than one item's files and those before the last phase's first item: recipe and
 plan, one per finished stage, one per phase."""
 MAX_LIVES = 200

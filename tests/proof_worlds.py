@@ -51,7 +51,7 @@ def embeddings_recipe(folder: Path, *, num_parts: int = 8, num_rows: int = 150) 
         "clip_retrieval",
         seed=5,
         filter={"min_caption_chars": 3},
-        cluster={"num_clusters": 24, "iterations": 5, "min_rows_per_centroid": 1},
+        cluster={"num_clusters": 24, "iterations": 3, "min_rows_per_centroid": 1},
         dedup={"similarity_above": 0.9},
         select={"clip_band": [0.2, 0.9], "centroid_band": [0.05, 0.95], "num_samples": 200},
     )

@@ -62,17 +62,13 @@ def test_another_threshold_is_a_cut_that_reads_no_embedding(tmp_path: Path) -> N
     for folder in ("rows", "ends"):  # members are read, embeddings are not
         for path in Path(first["cluster"].path, folder).glob("*.npy"):
             np.save(path, np.zeros_like(np.load(path)) if folder == "rows" else np.load(path))
-    for threshold in (0.8, 0.86, 0.95):
-        for keep in ("far", "near", "middle", "clip_max"):
-            changed = recipe | {
-                "dedup": {"similarity_above": threshold, "floor": 0.8, "keep": keep}
-            }
-            found = stages(run_here(changed, tmp_path / "out", until="dedup"))
-            assert found["forest"] == first["forest"]
-            fresh = tmp_path / f"fresh-{threshold}-{keep}"
-            alone = changed | {"dedup": {"similarity_above": threshold, "keep": keep}}
-            direct = stages(run_here(alone, fresh, until="dedup"))
-            assert rows_of(found["dedup"]) == rows_of(direct["dedup"])
+    for threshold, keep in ((0.8, "far"), (0.86, "near"), (0.93, "middle"), (0.95, "clip_max")):
+        cut = {"similarity_above": threshold, "keep": keep}
+        changed = recipe | {"dedup": cut | {"floor": 0.8}}
+        found = stages(run_here(changed, tmp_path / "out", until="dedup"))
+        assert found["forest"] == first["forest"]
+        alone = stages(run_here(recipe | {"dedup": cut}, tmp_path / "fresh", until="dedup"))
+        assert rows_of(found["dedup"]) == rows_of(alone["dedup"])
 
 
 def ghost_world(folder: Path) -> tuple[dict[int, np.ndarray], np.ndarray]:

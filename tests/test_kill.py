@@ -27,7 +27,7 @@ from pipelines.progress import Progress
 from pipelines.recipe import load
 from pipelines.run import run
 
-MIDDLE = [Moment("centroids", 2), Moment("cluster"), Moment("forest"), Moment("dedup")]
+MIDDLE = [Moment("centroids", 2), Moment("forest")]
 ALL = [
     Moment("ingest"),
     Moment("filter"),
