@@ -13,7 +13,7 @@ import pytest
 from proof_worlds import embeddings_recipe
 from small_inputs import recipe_for, record, rows_of, run_here, stages, unit_rows, write_embeddings
 
-from curate.duplicates import forest_stage
+from curate.duplicates import forest_stage, small_clusters
 from curate.duplicates.forest_stage import buckets, strongest
 from curate.vectors.exact import round_to_grid
 from manifests.checks import check
@@ -42,6 +42,7 @@ def test_clusters_cut_into_blocks_give_the_forest_of_whole_ones(
     whole = stages(run_here(recipe, tmp_path / "whole"))
     monkeypatch.setattr(forest_stage, "ROWS_PER_BUCKET", 50)
     monkeypatch.setattr(forest_stage, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(small_clusters, "PAIRS_PER_ROW", 1)
     cut = stages(run_here(recipe, tmp_path / "cut"))
     assert len(list(Path(cut["forest"].path, "pieces").glob("*.parquet"))) > 12
     for folder in ("", "cross"):

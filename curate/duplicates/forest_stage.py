@@ -23,6 +23,7 @@ import pyarrow as pa
 from curate.dedup_config import DedupConfig, ForestConfig
 from curate.duplicates.forest import Forest, kruskal, spanning_forest
 from curate.duplicates.regions import Regions
+from curate.duplicates.small_clusters import MOST_ROWS, pairs_within
 from curate.vectors.exact import Float16Rows
 from curate.vectors.grouped import Grouped, Members, starts_of
 from curate.vectors.products import own_device
@@ -88,13 +89,15 @@ def work(view: View, item: Item) -> Output:
         return _work_on_blocks(view, item)
     config = ForestConfig.model_validate(view.config)
     members, rows = _groups(view).read(item.payload["first_cluster"], item.payload["end_cluster"])
-    within, cross = [_NO_EDGES], [_NO_EDGES]
-    for start, ghosts, end in starts_of(members).values():
-        within.append(_alike(config, members[start:ghosts], rows[start:ghosts]))
-        if ghosts < end:
-            cross.append(_alike(config, members[start:end], rows[start:end]))
+    clusters = list(starts_of(members).values())
+    within = _within(config, members, rows, [slice(start, ghosts) for start, ghosts, _ in clusters])
+    cross = [
+        _alike(config, members[start:end], rows[start:end])
+        for start, ghosts, end in clusters
+        if start < ghosts < end
+    ]
     own = np.sort(members["uid"][~members["is_ghost"]])
-    return _output(config, item.name, own, _joined(within), _joined(cross))
+    return _output(config, item.name, own, within, _joined(cross))
 
 
 def plan_merges(view: View) -> list[Item]:
@@ -115,7 +118,7 @@ def plan_merges(view: View) -> list[Item]:
 def merge(view: View, item: Item) -> Output:
     """Return the forest of a large cluster from those of its pairs of blocks."""
     config = ForestConfig.model_validate(view.config)
-    found: dict[str, list[Edges]] = {"within": [_NO_EDGES], "cross": [_NO_EDGES]}
+    found: dict[str, list[Edges]] = {"within": [], "cross": []}
     for name in item.payload["pieces"]:
         kind = "cross" if "ghost" in name else "within"
         found[kind].append(read_edges(paths.join(view.path, f"pieces/{name}.parquet")))
@@ -184,6 +187,20 @@ def _work_on_blocks(view: View, item: Item) -> Output:
         is_right = np.arange(len(members)) >= len(tops[0])
         edges = _alike(config, members, rows, is_right=is_right)
     return Output({f"pieces/{item.name}.parquet": _table(edges)})
+
+
+def _within(
+    config: ForestConfig, members: Members, rows: Float16Rows, clusters: list[slice]
+) -> Edges:
+    """Return the forests of clusters, each a run of own rows in uid order; small ones together."""
+    small = [one for one in clusters if one.stop - one.start <= MOST_ROWS]
+    pairs = pairs_within(rows, small, config.floor, device=own_device())
+    kept = kruskal(len(rows), pairs.row_a, pairs.row_b, pairs.similarity)
+    uids, a, b = members["uid"], pairs.row_a[kept], pairs.row_b[kept]
+    others = [one for one in clusters if one.stop - one.start > MOST_ROWS]
+    others += [small[number] for number in pairs.dense]
+    found = [_alike(config, members[one], rows[one]) for one in others]
+    return _joined([(uids[a], uids[b], pairs.similarity[kept]), *found])
 
 
 def _alike(
@@ -255,7 +272,8 @@ def _cuts(num_rows: int, num_blocks: int) -> list[tuple[int, int]]:
 
 
 def _joined(edges: list[Edges]) -> Edges:
-    uid_a, uid_b, similarity = (np.concatenate(column) for column in zip(*edges, strict=True))
+    columns = zip(_NO_EDGES, *edges, strict=True)
+    uid_a, uid_b, similarity = (np.concatenate(column) for column in columns)
     return uid_a, uid_b, similarity
 
 
