@@ -32,10 +32,16 @@ from curate.vectors.products import Precision, fastest_precision
 
 ABOVE, FLOOR = 0.86, 0.80
 LATER_CUTS = (0.80, 0.83, 0.86, 0.90, 0.95)
-PRECISIONS: dict[Precision, float] = {"bf16": 30.0, "fp32": 15.0, "int8": 30.0, "auto": 30.0}
-"""Least ratio to the batch BFS."""
-SHARES = (("bf16", "bf16", 0.8), ("int8", "bf16", 0.8), ("int8", "int8", None))
-"""Precision of the scan, of the plain product, and the least share of its rate."""
+PRECISIONS: dict[str, dict[Precision, float]] = {
+    "cpu": {"bf16": 30.0, "fp32": 15.0, "int8": 30.0, "auto": 30.0},
+    "cuda": {"fp16": 30.0, "fp32": 15.0, "auto": 30.0},
+}
+"""Device -> precision -> least ratio to the batch BFS."""
+SHARES: dict[str, tuple[tuple[Precision, str, float | None], ...]] = {
+    "cpu": (("bf16", "bf16", 0.8), ("int8", "bf16", 0.8), ("int8", "int8", None)),
+    "cuda": (("fp16", "fp16", 0.7),),
+}
+"""Device -> precision of the scan, of the plain product, and the least share of its rate."""
 WARM_UP_ROWS = 500
 SETS = ("usual", "90% copies of 3 pictures")
 SCANS: dict[str, Callable[[Any], object]] = {
@@ -65,7 +71,7 @@ QUICK = Sizes(400, 1200, 3000, 64, ((SETS[1], "components", 1.0),))
 
 
 def compare(options: Options) -> Iterator[Row]:
-    """Yield all rows. The scan has no CUDA form yet, so this file runs on the CPU everywhere."""
+    """Yield all rows."""
     sizes = QUICK if options.quick else Sizes()
     world = World.of(0, sizes.dim)
     yield from beside_bfs(options, world.cluster(sizes.bfs))
@@ -81,14 +87,15 @@ def beside_bfs(options: Options, rows: np.ndarray) -> Iterator[Row]:
     import torch
 
     found: dict[str, np.ndarray] = {}
-    ways = {one: partial(components, rows, ABOVE, precision=one) for one in PRECISIONS}
-    ways["bfs"] = partial(batch_bfs, torch.from_numpy(rows).float(), ABOVE)
+    device, least = options.device, PRECISIONS[options.device]
+    ways = {one: partial(components, rows, ABOVE, precision=one, device=device) for one in least}
+    ways["bfs"] = partial(batch_bfs, torch.from_numpy(rows).float().to(device), ABOVE)
     work = {name: partial(_keep, found, name, way) for name, way in ways.items()}
     seconds = report.turns(options, work)
     otherwise = int((found["bfs"] != found["fp32"]).sum())  # fp32 is not exact
-    for precision, at_least in PRECISIONS.items():
+    for precision, at_least in least.items():
         assert np.array_equal(found[precision], found["fp32"]), "the components differ"
-        name = f"auto = {fastest_precision()}" if precision == "auto" else precision
+        name = f"auto = {fastest_precision(device)}" if precision == "auto" else precision
         what = f"{len(rows):,} rows, components ({name}) / batch BFS fp32 ({otherwise} differ)"
         yield Row(what, **report.timed(seconds[precision], seconds["bfs"]), at_least=at_least)
 
@@ -101,10 +108,11 @@ def beside_triangle(options: Options, rows: np.ndarray) -> Iterator[Row]:
     """Yield the ratio to the chunked maximum of the upper triangle, in both of its readings."""
     import torch
 
-    stays = partial(upper_triangle_max, torch.from_numpy(rows).float(), ABOVE)
+    wide = torch.from_numpy(rows).float().to(options.device)
+    stays = partial(upper_triangle_max, wide, ABOVE)
     results: list[torch.Tensor] = []
     work = {
-        "ours": partial(components, rows, ABOVE),
+        "ours": partial(components, rows, ABOVE, device=options.device),
         "earlier rows only": lambda: results.append(stays()),
         "all rows, later ones masked": lambda: results.append(stays(skips_later=False)),
     }
@@ -121,10 +129,14 @@ def share_of_product(options: Options, rows: np.ndarray) -> Iterator[Row]:
     """Yield the achieved rate of the scan as share of a plain product's."""
     useful = float(len(rows)) ** 2 * rows.shape[1]
     before = report.gemm_rates(options)
-    scans = {one: partial(components, rows, ABOVE, precision=one) for one in ("bf16", "int8")}
+    shares = SHARES[options.device]
+    scans: dict[str, Callable[[], object]] = {
+        one: partial(components, rows, ABOVE, precision=one, device=options.device)
+        for one, _, _ in shares
+    }
     seconds = report.turns(options, scans, rounds=3)
     rates = {name: max(before[name], rate) for name, rate in report.gemm_rates(options).items()}
-    for scan, plain, at_least in SHARES:
+    for scan, plain, at_least in shares:
         rate = useful / seconds[scan]
         words = [f"{one / 1e9:,.0f} GF/s" for one in (rate, rates[plain])]
         what = f"{len(rows):,} rows, {scan} scan / plain {plain} product"
@@ -137,8 +149,8 @@ def forest_beside_components(options: Options, rows: np.ndarray) -> Iterator[Row
     seconds = report.turns(
         options,
         {
-            "build": lambda: forests.append(spanning_forest(rows, FLOOR)),
-            **{str(t): partial(components, rows, t) for t in (ABOVE, FLOOR)},
+            "build": lambda: forests.append(spanning_forest(rows, FLOOR, device=options.device)),
+            **{str(t): partial(components, rows, t, device=options.device) for t in (ABOVE, FLOOR)},
         },
         rounds=3,
     )
@@ -209,4 +221,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         print_extra_memory(*sys.argv[2:4])
     else:
-        report.run(Path(__file__).stem, __doc__, compare)
+        report.run(Path(__file__).stem, __doc__, compare, has_cuda=True)
