@@ -294,8 +294,9 @@ def _read_sums(view: View, marker: dict[str, Any]) -> Sums:
 
 
 def _read(view: View, files: list[str]) -> Float16Rows:
-    whole = (store.read_slice(paths.join(view.path, name), 0, 1 << 62) for name in files)
-    return np.concatenate(list(whole))
+    """Return the rows of some files in memory; of one file, mapped where it is local."""
+    arrays = [store.read_array(paths.join(view.path, name)) for name in files]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _file(number: int) -> str:
