@@ -5,6 +5,7 @@ Rows are torch tensors [n, d] on any device; which precision they are multiplied
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -79,12 +80,16 @@ def flat_torch(queries: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return torch.cat([(part @ centroids.T - half).argmax(dim=1) for part in queries.split(2048)])
 
 
-def gather_rows(files: list[Path], cluster: Ints) -> Groups:
+def gather_rows(files: list[Path], cluster: Ints, *, reads_ahead: bool = True) -> Groups:
     """Yield (cluster, its rows) by reading row after row from the mapped files.
 
-    Args: cluster: of every row, in the order of the files.
+    Args:
+        cluster: of every row, in the order of the files. reads_ahead: let the kernel read what
+        follows a row as well, which pays where all of it stays in memory until it is used.
     """
     maps = [np.load(path, mmap_mode="r") for path in files]
+    for one in maps if not reads_ahead else []:
+        one._mmap.madvise(mmap.MADV_RANDOM)
     first = np.cumsum([0, *map(len, maps)])
     order = np.argsort(cluster, kind="stable")
     file = np.searchsorted(first, order, side="right") - 1
