@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_scale.py [--sizes 100000 400000] [--all] [--out DIR]
 
-A cluster for every thousand rows. The model is seconds = a * flops + b * bytes of rows read, with a
-and b from the steps of the first size. Worlds stay in the folder for the next time.
+A cluster for every thousand rows. The model is seconds = start + a * flops + b * bytes of rows
+read: start is what the steps of a run of START_ROWS rows take, a and b fit the steps of the first
+size. Worlds stay in the folder for the next time.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from synthetic import DIM
 
 SIZES, LARGE_SIZES = (100_000, 400_000), (1_000_000, 4_000_000)
 ROWS_PER_CLUSTER = 1000
+START_ROWS, START_CLUSTERS = 2000, 10
 
 
-def fitted(steps: list[Work]) -> tuple[float, float]:
+def fitted(steps: list[Work], start: list[float]) -> tuple[float, float]:
     """Return seconds per flop and per byte, neither below 0, that fit these steps best."""
     from scipy.optimize import nnls
 
     work = np.array([[step.flops, step.bytes] for step in steps])
     scale = np.maximum(work.max(axis=0), 1.0)  # of 1e12 and 1e9: nnls wants like sizes
-    found = nnls(work / scale, np.array([step.seconds for step in steps]))[0] / scale
+    seconds = np.array([step.seconds for step in steps]) - start
+    found = nnls(work / scale, seconds)[0] / scale
     return float(found[0]), float(found[1])
 
 
@@ -40,19 +43,23 @@ def compare(options: Options, *, sizes: list[int]) -> Iterator[Row]:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     a = b = 0.0
+    dim = 64 if options.quick else DIM
+    small = finished_run(options.out.resolve(), START_ROWS, START_CLUSTERS, "local", dim)
+    start = [step.seconds for step in work_of(small).values()]
+    yield Row(f"start: all steps with {START_ROWS:,} rows", f"{sum(start):.1f} s")
     for place, rows in enumerate(sizes):
-        clusters, dim = max(1, rows // ROWS_PER_CLUSTER), 64 if options.quick else DIM
+        clusters = max(1, rows // ROWS_PER_CLUSTER)
         run = finished_run(options.out.resolve(), rows, clusters, "local", dim)
         yield from stage_rows(run)
         steps = list(work_of(run).values())
         if not place:
-            a, b = fitted(steps)
+            a, b = fitted(steps, start)
             yield Row(f"model of {rows:,} rows", f"{a * 1e9:.3g} s/Gflop, {b * 1e9:.3g} s/GB")
-        yield _beside_model(run, steps, a, b, is_fitted=not place)
+        model = sum(start) + sum(a * step.flops + b * step.bytes for step in steps)
+        yield _beside_model(run, steps, model, is_fitted=not place)
 
 
-def _beside_model(run: Finished, steps: list[Work], a: float, b: float, *, is_fitted: bool) -> Row:
-    model = sum(a * step.flops + b * step.bytes for step in steps) or 1e-9
+def _beside_model(run: Finished, steps: list[Work], model: float, *, is_fitted: bool) -> Row:
     measured = sum(step.seconds for step in steps)
     limits = {} if is_fitted else {"at_least": 0.8, "at_most": 1.2}
     words = [f"{one:.1f} s" for one in (measured, model)]
