@@ -1,6 +1,6 @@
 """Ingest to coreset at several sizes, and whether one size foretells the others.
 
-    python tests/benchmarks/bench_scale.py [--sizes 100000 400000] [--all] [--out DIR]
+    python tests/benchmarks/bench_scale.py [--sizes 400000 100000] [--all] [--out DIR]
 
 A cluster for every thousand rows. The model is seconds = start + a * flops + b * bytes of rows
 read: start is what the steps of a run of START_ROWS rows take, a and b fit the steps of the first
@@ -20,7 +20,8 @@ from bench_baseline import NEEDS, Finished, Work, finished_run, stage_rows, work
 from report import Options, Row
 from synthetic import DIM
 
-SIZES, LARGE_SIZES = (100_000, 400_000), (1_000_000, 4_000_000)
+SIZES, ALL_SIZES = (400_000, 100_000), (1_000_000, 100_000, 400_000, 4_000_000)
+"""The first is the one that the model is fitted to."""
 ROWS_PER_CLUSTER = 1000
 START_ROWS, START_CLUSTERS = 2000, 10
 
@@ -71,10 +72,11 @@ def main(words: list[str] | None = None) -> None:
     parser = report.parser(__doc__, num_threads=os.cpu_count() or 1)
     parser.set_defaults(device="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--all", action="store_true", help="1M and 4M rows too")
+    parser.add_argument("--all", action="store_true", help="1M, which the model then fits, and 4M")
     args = vars(parser.parse_args(words))
-    sizes = args.pop("sizes") + (list(LARGE_SIZES) if args.pop("all") else [])
+    sizes = list(ALL_SIZES) if args.pop("all") else args["sizes"]
     sizes = [1000] if args["quick"] else sizes
+    del args["sizes"]
     report.run_with(Path(__file__).stem, Options(**args), partial(compare, sizes=sizes))
 
 
