@@ -89,7 +89,7 @@ def whatif_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    heads = ("stage", "keeps now", "would keep", "of both", "", "lost to")
+    heads = ("stage", "keeps now", "would keep", "in both", "made", "lost to")
     return table_text("what if", heads, body)
 
 

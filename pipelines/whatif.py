@@ -34,9 +34,10 @@ def whatif(out: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
     Raises: UserError when a stage that needs embeddings or images would have to run first.
     """
     recipe_of(out)  # says what is wrong with a folder that is no run
+    out = paths.absolute(out)
     recipe = load(paths.join(out, "recipe.yaml"), overrides)
     last = [name for name in recipe.configs if name in CHEAP]
-    links = build(recipe, paths.absolute(out), until=last[-1] if last else None)
+    links = build(recipe, out, until=last[-1] if last else None)
     now = read_latest(out)
     with TemporaryDirectory(prefix="warren-whatif-") as folder:
         return [_row(link, now) for link in _all_made(links, recipe, folder)]
