@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.vectors.exact import Float16Rows, Float64s, Uint64s, pair_dots
+from curate.vectors.exact import Float16Rows, Float64s, Uint64s
 
 Ints: TypeAlias = NDArray[np.int64]
 Masks: TypeAlias = NDArray[np.bool_]
@@ -54,17 +54,6 @@ def judge(
     survivor = np.empty(len(labels), np.int64)
     survivor[order] = np.repeat(winner, sizes)
     return Judged(is_kept, survivor)
-
-
-def survivor_similarity(rows: Float16Rows, judged: Judged) -> Float64s:
-    """Return the exact similarity of each dropped row to its survivor, NaN for a kept row.
-
-    In a chain of near-duplicates it may be below the threshold.
-    """
-    dropped = np.flatnonzero(~judged.keep)
-    similarity = np.full(len(judged.keep), np.nan)
-    similarity[dropped] = pair_dots(rows, dropped, judged.survivor[dropped])
-    return similarity
 
 
 def distance_to_mean(rows: Float16Rows, labels: Ints, *, block_rows: int = 4096) -> Float64s:

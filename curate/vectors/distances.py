@@ -37,13 +37,6 @@ class ExactCentroids:
     is_long: bool  # then a float64 dot may round, and dots are counted in int64
 
 
-def distance_units(
-    rows: Float16Rows | torch.Tensor, centroids: ExactCentroids, row: Ints, centroid: Ints
-) -> Ints:
-    """Return the exact |x - c|^2 of pairs as int64 counts of 2^-48."""
-    return square_units(rows)[row] + score_units(rows, centroids, row, centroid)
-
-
 def score_units(
     rows: Float16Rows | torch.Tensor, centroids: ExactCentroids, row: Ints, centroid: Ints
 ) -> Ints:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from manifests.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Float16Rows: TypeAlias = NDArray[np.float16]
 Float64s: TypeAlias = NDArray[np.float64]
@@ -175,18 +175,6 @@ def full_precision_gemm(device_type: str = "cpu") -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def load_block(
-    rows: Float16Rows | torch.Tensor, which: slice | NDArray[np.integer[Any]], out: torch.Tensor
-) -> torch.Tensor:
-    """Return the head of `out`, float32 [block, d], filled with rows[which]."""
-    import torch
-
-    block = rows[which]
-    if not isinstance(block, torch.Tensor):  # torch warns about memory it may not write to
-        block = torch.from_numpy(np.require(block, requirements=("C", "W")))
-    return out[: len(block)].copy_(block)
 
 
 def splitmix64(values: Uint64s) -> Uint64s:

@@ -62,16 +62,6 @@ def scores_in_part(view: View, part: int) -> tuple[npt.NDArray[np.uint64], npt.N
     return table.column("uid").to_numpy(), np.asarray(scores, dtype=np.float64)
 
 
-def scores_of(view: View, uids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Return the clip scores of `uids` (ascending, unique), float64 [n], in that order."""
-    scores = np.full(len(uids), np.nan)
-    for part in _parts_with(view, uids):
-        known, found = scores_in_part(view, part)
-        mine = np.flatnonzero(np.isin(uids, known, assume_unique=True))
-        scores[mine] = found[np.searchsorted(known, uids[mine])]
-    return scores
-
-
 def gather(view: View, uids: npt.NDArray[np.uint64]) -> npt.NDArray[np.float16]:
     """Return the embeddings of `uids` (ascending, unique), float16 [n, d], in that order.
 
