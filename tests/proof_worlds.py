@@ -32,7 +32,7 @@ def tar_recipe(
         max_quarantine_fraction=0.2,
         filter={"min_side": 32, "max_aspect_ratio": 3.0, "min_caption_words": 2},
         embed={"model": "warren:demo/model", "batch_size": 16},
-        cluster={"num_clusters": 12, "iterations": 3, "min_rows_per_centroid": 5},
+        cluster={"num_clusters": 12, "iterations": 3, "min_rows_per_centroid": 1},
         dedup={"similarity_above": 0.86},
         select={"clip_band": [0.1, 0.9], "num_samples": 100},
         assemble={"samples_per_shard": 16},
