@@ -92,6 +92,16 @@ why: $(READY) ## One sample's story (KEY= its key or uid)
 	$(call need,OUT KEY)
 	$(BIN)/warren why '$(OUT)' '$(KEY)'
 
+.PHONY: whatif
+whatif: $(READY) ## What other settings would keep, e.g. SET="dedup.similarity_above=0.9"
+	$(call need,OUT)
+	$(BIN)/warren whatif '$(OUT)' $(SETS)
+
+.PHONY: probe
+probe: $(READY) ## What dedup misses: a few rows against all, by brute force
+	$(call need,OUT)
+	$(BIN)/warren probe '$(OUT)'
+
 ##@ Ray
 
 .PHONY: ray-up
