@@ -62,7 +62,7 @@ class Sizes:
         (SETS[0], "components", 1.0),
         (SETS[0], "spanning_forest", 1.0),
         (SETS[1], "components", 1.0),
-        (SETS[1], "spanning_forest", 0.1),  # nearly all pairs are edges: a minute for 20k rows
+        (SETS[1], "spanning_forest", 0.1),  # nearly all pairs are edges
     )
     """Set, scan, and how much of `memory` it is shown."""
 
