@@ -1,7 +1,7 @@
 """The dedup stage: one row of every near-duplicate component stays.
 
-The forest is cut at the threshold, which takes no embedding: only the policy that compares rows
-with their component's mean reads some. Items are the forest's buckets. Where rows are compared
+The forest is cut at the threshold, which takes no embedding: only `inner_middle`, which compares
+rows with their component's mean, reads them. Items are the forest's buckets. Where rows are compared
 across clusters (ghosts), components are global, and one item does them all, with about 100 bytes a
 row.
 
