@@ -135,7 +135,7 @@ def test_with_ghosts_components_are_global_and_those_of_the_definition(tmp_path:
     assert record(chain["dedup"])["notes"]["part-00000"]["components"] == len(wanted)
 
 
-def test_a_dropped_rows_score_is_the_threshold_at_which_it_parts_from_its_survivor(tmp_path: Path) -> None:
+def test_a_dropped_rows_score_is_where_it_parts_from_its_survivor(tmp_path: Path) -> None:
     recipe = few_clusters(tmp_path / "world")
     found = stages(run_here(recipe, tmp_path / "out", until="dedup"))
     verdicts = rows_of(found["dedup"])

@@ -1,9 +1,9 @@
 """The dedup stage: one row of every near-duplicate component stays.
 
 The forest is cut at the threshold, which takes no embedding: only `inner_middle`, which compares
-rows with their component's mean, reads them. Items are the forest's buckets. Where rows are compared
-across clusters (ghosts), components are global, and one item does them all, with about 100 bytes a
-row.
+rows with their component's mean, reads them. Items are the forest's buckets. Where rows are
+compared across clusters (ghosts), components are global, and one item does them all, with about 100
+bytes a row.
 
     part-00000.parquet        VERDICTS; a dropped row's score is the weakest similarity on the
                               strongest chain of near-duplicates to the row that stays in its place
