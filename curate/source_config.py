@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.strict import Strict
 
@@ -12,19 +12,38 @@ from manifests.strict import Strict
 class SourceConfig(Strict):
     """Where the pairs come from."""
 
-    location_fields: ClassVar[frozenset[str]] = frozenset({"path"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"path", "files"})
 
-    kind: Literal["webdataset", "img2dataset", "clip_retrieval"]
+    kind: Literal["webdataset", "img2dataset", "clip_retrieval", "llava_json"]
     """The layout of the files."""
-    path: str = Field(min_length=1)
+    path: str | None = Field(default=None, min_length=1)
     """Folder, glob, braces or "::" list of tar shards; for clip_retrieval the folder that holds
     img_emb/, text_emb/ and metadata/. Relative to the folder where the command runs."""
+    files: dict[str, str] | None = Field(default=None, min_length=1)
+    """llava_json only: name of each source -> its JSON or JSONL file, glob, braces or "::" list.
+    The name is written into the SAMPLES column `source`."""
+    bytes_per_part: int = Field(default=1 << 25, ge=1)
+    """llava_json only: about how many bytes of rows make one part."""
     name: str | None = None
     """Written into the SAMPLES column `source`; None means the kind."""
     shards_per_part: int = Field(default=1, ge=1)
     """Shards that make one part, the unit of work and retry; raise it for many small shards."""
     hash_images: bool = False
     """Fill image_sha256 by reading every image's bytes (tar sources only)."""
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> Self:
+        needed, other = ("files", "path") if self.is_conversations else ("path", "files")
+        if getattr(self, needed) is None:
+            raise ValueError(f"a source of kind {self.kind} needs {needed}: ...")
+        if getattr(self, other) is not None:
+            raise ValueError(f"a source of kind {self.kind} takes {needed}, not {other}")
+        return self
+
+    @property
+    def is_conversations(self) -> bool:
+        """Whether the source brings instruction rows instead of captioned images."""
+        return self.kind == "llava_json"
 
     @property
     def is_embeddings(self) -> bool:

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from manifests.schemas import QUARANTINE, VERDICTS, conform
 
 QUARANTINE_PREFIX = "quarantine:"
+MENDED_PREFIX = "mended:"
+"""Begins the reason of a row that is kept, but not as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +90,17 @@ def verdicts(
     cutoffs: npt.NDArray[np.float64] | None = None,
     evidence: pa.Array | None = None,
 ) -> pa.Table:
-    """Return a VERDICTS table; a row is kept when its reason is "".
+    """Return a VERDICTS table; a row is kept when its reason is "" or says that it was mended.
 
     Args: uids uint64 [n]; reasons [n]; scores and cutoffs float64 [n] or None, NaN means none;
     evidence uint64 [n] with nulls or None.
     """
     reason = pa.array(reasons, pa.string())
+    keep = pc.or_(pc.equal(reason, ""), pc.starts_with(reason, MENDED_PREFIX))
     columns = {
         "uid": pa.array(uids, pa.uint64()),
         "stage": pa.array([stage] * len(uids), pa.string()),
-        "keep": pc.equal(reason, ""),
+        "keep": keep,
         "reason": reason,
         "score": _optional(scores, len(uids)),
         "cutoff": _optional(cutoffs, len(uids)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 UID_ROW_BITS = 24
 MAX_ROWS_PER_SHARD = 1 << UID_ROW_BITS
@@ -17,14 +17,24 @@ def _field(name: str, kind: pa.DataType, *, null: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=null)
 
 
+TURN = pa.struct([_field("role", pa.string()), _field("text", pa.string())])
+"""One turn of a conversation. role: system (only the first turn), human or gpt; an image stands in
+the text as `<image>`."""
+
+IMAGE_MEMBER = pa.struct(
+    [_field("suffix", pa.string()), _field("offset", pa.uint64()), _field("size", pa.uint32())]
+)
+"""An image in a written shard: its name's suffix, and where its bytes lie."""
+
 SAMPLES = pa.schema(
     [
         _field("uid", pa.uint64()),
         _field("key", pa.string()),
         _field("source", pa.string()),
         _field("shard", pa.string()),  # relative to the source's root
-        _field("offset", pa.uint64()),  # of the image's first byte in the shard; 0 for embeddings
-        _field("size", pa.uint32()),  # of the image, in bytes; 0 for embeddings
+        # of the image's first byte in the shard, or the JSON row's; 0 for embeddings
+        _field("offset", pa.uint64()),
+        _field("size", pa.uint32()),  # of the image or the JSON row, in bytes; 0 for embeddings
         _field("caption", pa.string()),
         _field("url", pa.string(), null=True),
         _field("width", pa.uint32(), null=True),
@@ -78,7 +88,8 @@ VERDICTS = pa.schema(
         _field("uid", pa.uint64()),
         _field("stage", pa.string()),
         _field("keep", pa.bool_()),
-        _field("reason", pa.string()),  # "" when kept; "quarantine:<error class>" for bad rows
+        # "" when kept as it is, "mended:<what>" when kept; "quarantine:<error class>" for bad rows
+        _field("reason", pa.string()),
         _field("score", pa.float64(), null=True),
         _field("cutoff", pa.float64(), null=True),
         _field("evidence_uid", pa.uint64(), null=True),  # the row it lost to
@@ -116,14 +127,47 @@ CORESET = pa.schema(
     ]
 )
 
+CONVERSATIONS = pa.schema(  # instruction rows in one form, whatever the file's was
+    [
+        _field("uid", pa.uint64()),
+        _field("images", pa.list_(pa.field("image", pa.string(), nullable=False))),  # as given
+        _field("turns", pa.list_(pa.field("turn", TURN, nullable=False))),
+    ]
+)
+
+CLEANED = pa.schema(  # what is known of each conversation that the clean stage kept
+    [
+        _field("uid", pa.uint64()),
+        _field("mended", pa.string()),  # "" or the mends made, joined by commas, in rule order
+        _field("conversation_hash", pa.binary(16)),  # of images and turns, as mended
+        _field("rounds", pa.uint16()),  # questions with their answers
+        _field("num_images", pa.uint16()),
+        _field("token_estimate", pa.uint32()),
+    ]
+)
+
+RESOLVED = pa.schema(  # where each image of a kept conversation lies; text-only rows have none
+    [
+        _field("uid", pa.uint64()),
+        _field("position", pa.uint16()),  # of the image in its row
+        _field("image", pa.string()),  # as the row names it
+        _field("root", pa.string()),  # the prefix of the root map that holds it
+        _field("choice", pa.uint16()),  # which of that prefix's places, where it has several
+        _field("file", pa.string()),  # below the place: the image itself, or the tar that has it
+        _field("offset", pa.uint64()),  # of the image's first byte in `file`
+        _field("size", pa.uint32()),
+        _field("suffix", pa.string()),  # by content: jpg, png, webp, gif, bmp
+        _field("width", pa.uint32()),
+        _field("height", pa.uint32()),
+    ]
+)
+
 TRAIN_INDEX = pa.schema(
     [
         _field("uid", pa.uint64()),
         _field("key", pa.string()),  # __key__ in the written shard
         _field("shard", pa.string()),  # relative to the stage directory
-        _field("image_ext", pa.string(), null=True),
-        _field("image_offset", pa.uint64(), null=True),
-        _field("image_size", pa.uint32(), null=True),
+        _field("images", pa.list_(pa.field("image", IMAGE_MEMBER, nullable=False))),  # in order
         _field("json_offset", pa.uint64()),
         _field("json_size", pa.uint32()),
         _field("source", pa.string()),
@@ -142,6 +186,9 @@ TABLES: dict[str, pa.Schema] = {
     "QUARANTINE": QUARANTINE,
     "SELECTABLE": SELECTABLE,
     "CORESET": CORESET,
+    "CONVERSATIONS": CONVERSATIONS,
+    "CLEANED": CLEANED,
+    "RESOLVED": RESOLVED,
     "TRAIN_INDEX": TRAIN_INDEX,
 }
 

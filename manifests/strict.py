@@ -41,12 +41,22 @@ class Strict(BaseModel):
     def located(self) -> Self:
         """Return the same config with absolute locations: a worker may run in another folder."""
         given = {name: getattr(self, name) for name in self.location_fields}
-        found = {k: paths.absolute(v) for k, v in given.items() if isinstance(v, str)}
-        return self.model_copy(update=found)
+        return self.model_copy(update={name: _absolute(value) for name, value in given.items()})
 
     def canonical(self) -> dict[str, Any]:
         """Return the JSON-ready values that decide the result: all fields but the locations."""
         return self.model_dump(mode="json", exclude=set(self.location_fields))
+
+
+def _absolute(value: Any) -> Any:
+    """Return the value with each path in it absolute, in lists and mappings too."""
+    if isinstance(value, str):
+        return paths.absolute(value)
+    if isinstance(value, Mapping):
+        return {key: _absolute(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_absolute(one) for one in value)
+    return value
 
 
 def nearest(name: str, known: list[str]) -> str | None:

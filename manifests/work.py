@@ -45,7 +45,8 @@ class Output:
     """What one item made.
 
     `files` maps a path in the stage directory to its content. `verdicts` has one VERDICTS row per
-    input row (None when the item decides nothing). `notes` are figures for the record.
+    input row (None when the item decides nothing). `notes` are figures for the record; they are
+    read after the files are written, so what writes a file may add to them.
     """
 
     files: Mapping[str, Content] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class StageDir:
 
     def verdict_files(self) -> list[str]:
         """Return the VERDICTS parts: those in verdicts/, or the parts themselves."""
-        return self.files("verdicts") or self.files()
+        return self.files("verdicts", prefix="") or self.files()
 
     def verdicts_of(self, part: int) -> pa.Table:
         """Return the VERDICTS of one part of a stage that keeps the source's parts."""

@@ -175,6 +175,32 @@ _ROWS = (
         phases=(Phase(), Phase("plan_index", "work_index")),
         uses_seed=True,
     ),
+    Stage("clean", "curate.rows.clean", "CleanConfig", "CLEANED", "map", identity="identity"),
+    Stage(
+        "resolve",
+        "curate.media.resolve",
+        "ResolveConfig",
+        "RESOLVED",
+        "map",
+        phases=(Phase("plan_places", "list_place"), Phase()),
+        identity="identity",
+    ),
+    Stage(
+        "mix",
+        "curate.media.mix",
+        "MixConfig",
+        "TRAIN_INDEX",
+        "reduce",
+        phases=(
+            Phase("plan_order", "work_order"),
+            Phase("plan_rows", "work_rows"),
+            Phase("plan_shards", "work_shard"),
+            Phase("plan_index", "work_index"),
+        ),
+        derive="with_places",
+        identity="identity",
+        uses_seed=True,
+    ),
 )
 
 STAGES: dict[str, Stage] = {row.name: row for row in _ROWS}

@@ -85,9 +85,10 @@ def test_the_index_finds_every_image_and_row_in_its_shard(tmp_path: Path) -> Non
     assert pq.read_schema(directory.files()[0]).equals(TRAIN_INDEX)
     for row in index:
         content = (Path(directory.path) / row["shard"]).read_bytes()
-        image = content[row["image_offset"] : row["image_offset"] + row["image_size"]]
+        (place,) = row["images"]
+        image = content[place["offset"] : place["offset"] + place["size"]]
         text = json.loads(content[row["json_offset"] : row["json_offset"] + row["json_size"]])
-        assert image == given[f"{row['key']}.{row['image_ext']}"]
+        assert image == given[f"{row['key']}.{place['suffix']}"]
         assert (text["id"], text["uid"]) == (row["key"], row["uid"])
         assert (row["has_image"], row["turns"], row["source"]) == (True, 1, "webdataset")
     assert [sample.image for sample in read_samples(directory.path)] == [
@@ -248,7 +249,7 @@ def test_a_missing_suffix_is_told_from_the_bytes_and_a_wrong_one_is_kept(tmp_pat
         ("small.txt", b"capital suffix"),
     ]
     directory = assembled(write_tars(tmp_path / "in", {"0.tar": members}))
-    assert [row["image_ext"] for row in rows_of(directory)] == ["webp", "jpg"]
+    assert [row["images"][0]["suffix"] for row in rows_of(directory)] == ["webp", "jpg"]
     assert "`datasets` wants one kind" in card_of(directory)
 
 

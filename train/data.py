@@ -12,11 +12,11 @@ from manifests import paths, store
 
 @dataclass(frozen=True, slots=True)
 class TrainSample:
-    """One row of instruction or caption data: LLaVA-format conversation and the image's bytes."""
+    """One row of instruction or caption data: LLaVA-format conversation and its images' bytes."""
 
     uid: int
     row: Mapping[str, Any]
-    image: bytes | None
+    images: list[bytes]
 
 
 def read_index(directory: str) -> list[dict[str, Any]]:
@@ -42,10 +42,8 @@ def read_sample(directory: str, entry: Mapping[str, Any]) -> TrainSample:
     """
     shard = paths.join(directory, entry["shard"])
     text = _pread(shard, entry["json_offset"], entry["json_size"])
-    image = (
-        _pread(shard, entry["image_offset"], entry["image_size"]) if entry["has_image"] else None
-    )
-    return TrainSample(entry["uid"], json.loads(text), image)
+    images = [_pread(shard, one["offset"], one["size"]) for one in entry["images"]]
+    return TrainSample(entry["uid"], json.loads(text), images)
 
 
 def _pread(path: str, offset: int, size: int) -> bytes:
