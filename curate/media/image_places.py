@@ -88,7 +88,7 @@ class RootMap:
         while (end := image.rfind("/", 0, end)) > 0:
             for place in self._of_prefix.get(image[:end], ()):
                 yield place, image[end + 1 :]
-        for place in self._of_prefix.get("", ()):
+        for place in self._of_prefix.get("", ()) if image else ():
             yield place, image
 
 
