@@ -66,9 +66,10 @@ def repeats_question(turns: Turns, min_chars: int) -> Mask:
     answer, question = turns.text[answers].str.strip_chars(), turns.text[answers - 1]
     fits = answer.str.len_bytes() <= question.str.len_bytes()
     fits &= answer.str.len_chars() >= min_chars
-    found = question.filter(fits).str.contains(answer.filter(fits), literal=True)
+    # Few are left. Polars would make an only answer a regular expression, whose size is limited.
+    pairs = zip(answer.filter(fits), question.filter(fits), strict=True)
     marked = np.zeros(len(turns.code), bool)
-    marked[answers[fits.to_numpy()][found.to_numpy()]] = True
+    marked[answers[fits.to_numpy()]] = [one in other for one, other in pairs]
     return turns.any(marked)
 
 
