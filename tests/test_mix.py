@@ -193,9 +193,7 @@ def test_back_to_json_and_images_and_again_to_the_same_shards(tmp_path: Path) ->
     second = stages(run_here(recipe, tmp_path / "again"))
     assert members(second["mix"]) == members(first["mix"])
     unmix(second, str(tmp_path / "back2"))
-    assert (tmp_path / "back2/rows.json").read_bytes() == (
-        tmp_path / "back/rows.json"
-    ).read_bytes()
+    assert (tmp_path / "back2/rows.json").read_bytes() == (tmp_path / "back/rows.json").read_bytes()
 
 
 def test_unmix_goes_on_where_it_was_and_overwrites_nothing(
@@ -217,7 +215,9 @@ def test_unmix_goes_on_where_it_was_and_overwrites_nothing(
 
 
 def test_two_images_of_one_path_stay_two(tmp_path: Path) -> None:
-    shards = stages(run_here(small(tmp_path, [image_row("a", "x.jpg")], {"x.jpg": picture()}), tmp_path / "out"))
+    shards = stages(
+        run_here(small(tmp_path, [image_row("a", "x.jpg")], {"x.jpg": picture()}), tmp_path / "out")
+    )
     sample = next(iter(read_samples(shards["mix"].path)))
     assert sample.images == [picture()]
     from pipelines.unmix import Unmixed, _put
@@ -244,9 +244,7 @@ def test_why_tells_an_instruction_rows_story(made: dict[str, StageDir]) -> None:
     assert again.steps[-1].facts["evidence_key"] == "scan_4"
     (mended,) = why(made, "svit_7")
     assert mended.fate == "kept"
-    assert [s.reason for s in mended.steps if s.stage == "clean"] == [
-        "mended:dangling_human_turn"
-    ]
+    assert [s.reason for s in mended.steps if s.stage == "clean"] == ["mended:dangling_human_turn"]
     (by_member,) = why(made, mended.steps[-1].facts["member"])
     assert by_member.uid == mended.uid
 
@@ -264,7 +262,12 @@ def test_an_image_that_changes_after_it_was_found_stops_the_run(tmp_path: Path) 
 
     from curate.media import mixed_rows
 
-    mixed = stages(run_here(small(tmp_path / "b", [image_row("a", "x.jpg")], {"x.jpg": picture()}), tmp_path / "b/out"))
+    mixed = stages(
+        run_here(
+            small(tmp_path / "b", [image_row("a", "x.jpg")], {"x.jpg": picture()}),
+            tmp_path / "b/out",
+        )
+    )
     rows = mixed_rows.of_shard(mixed["mix"].path, ["rows-00000"], 0)
     assert isinstance(rows, pl.DataFrame)
     (tmp_path / "b/images/x.jpg").write_bytes(picture() + b"more")

@@ -21,6 +21,7 @@ from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD
 
 BLOCK_BYTES = 1 << 24
+_HEAD_BYTES = 1 << 16
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
@@ -126,22 +127,24 @@ def _opened(path: str) -> BinaryIO:
 
 def _beginning(path: str, file: BinaryIO) -> tuple[int, bytes]:
     """Return where the first byte that says something is, and that byte."""
-    head = file.read(1 << 16)
+    head = file.read(_HEAD_BYTES)
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             raise UserError(f"{path} is a {name} file.", "Rows are read in place.", "Unpack it.")
-    skipped = len(_BOM) if head.startswith(_BOM) else 0
-    found = skipped + len(head[skipped:]) - len(head[skipped:].lstrip(_SPACE))
-    first = head[found : found + 1]
-    if not first:
+    at = len(_BOM) if head.startswith(_BOM) else 0
+    head = head[at:]
+    while head and not head.lstrip(_SPACE):
+        at, head = at + len(head), file.read(_HEAD_BYTES)
+    begin = head.lstrip(_SPACE)
+    if not begin:
         raise UserError(f"{path} holds no rows.", "It is empty.", "Check the download.")
-    if first not in (b"[", b"{"):
+    if begin[:1] not in (b"[", b"{"):
         raise UserError(
             f"{path} is neither a JSON array nor JSON lines.",
-            f"It begins with {head[found : found + 20]!r}.",
+            f"It begins with {begin[:20]!r}.",
             "Give a list of rows, [{...}, ...], or one {...} a line.",
         )
-    return found, first
+    return at + len(head) - len(begin), begin[:1]
 
 
 def _blocks(file: BinaryIO, start: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -218,21 +221,20 @@ def _rows_of_block(data: npt.NDArray[np.uint8], at: int, state: _State) -> Spans
 def _escaped(
     data: npt.NDArray[np.uint8], quotes: npt.NDArray[np.int64], carried: bool
 ) -> npt.NDArray[np.bool_]:
-    """Return which quotes stand behind an odd number of backslashes."""
+    """Return which quotes stand behind an odd run of backslashes, however long.
+
+    Args: quotes: ascending; carried: an odd run ended the block before.
+    """
     found = np.zeros(len(quotes), np.bool_)
-    if carried and len(quotes) and quotes[0] == 0:
-        found[0] = True
-    running = np.flatnonzero(quotes > 0)
-    back = 1
-    while len(running):
-        before = quotes[running] - back
-        running = running[(before >= 0) & (data[before] == _BACKSLASH)]
-        found[running] = back % 2 == 1
-        is_at_begin = quotes[running] == back  # the run goes on in the block before
-        if carried:
-            found[running[is_at_begin]] = back % 2 == 0
-        running = running[~is_at_begin]
-        back += 1
+    found[:1] = carried and quotes[:1] == 0
+    slashes = np.flatnonzero(data == _BACKSLASH)
+    is_first = np.diff(slashes, prepend=-2) != 1  # of its run
+    firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(slashes)), 0))
+    behind = np.flatnonzero((quotes > 0) & (data[quotes - 1] == _BACKSLASH))
+    last = np.searchsorted(slashes, quotes[behind] - 1)
+    first = firsts[last]
+    lengths = last - first + 1
+    found[behind] = (lengths + (carried & (slashes[first] == 0))) % 2 == 1
     return found
 
 
@@ -265,11 +267,9 @@ def _trimmed(data: npt.NDArray[np.uint8], spans: Spans) -> Spans:
     """Return the spans without the white space at their ends."""
     spans = spans.astype(np.int64)
     for column, step in ((0, 1), (1, -1)):
-        running = np.arange(len(spans))
+        running = np.flatnonzero(spans[:, 0] < spans[:, 1])
         while len(running):
-            here = spans[running]
-            looked = here[:, column] - (column == 1)
-            is_more = (here[:, 0] < here[:, 1]) & _IS_SPACE[data[np.minimum(looked, len(data) - 1)]]
-            running = running[is_more]
+            running = running[_IS_SPACE[data[spans[running, column] - column]]]
             spans[running, column] += step
+            running = running[spans[running, 0] < spans[running, 1]]
     return spans
