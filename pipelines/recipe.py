@@ -6,7 +6,7 @@ warren run pipelines/recipes/demo.yaml --out runs/demo --set dedup.similarity_ab
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 SECTIONS = {stage.asked_by: stage for stage in STAGES.values() if stage.name != "ingest"}
 """Section -> a stage that it asks for; all of one section have the section's config class."""
 _NEEDS_IMAGES = ("embed", "assemble")
+_OF_PAIRS = ("filter", "embed", "cluster", "dedup", "select", "assemble")
+_OF_CONVERSATIONS = ("clean", "resolve", "mix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def parse(values: Mapping[str, Any]) -> Recipe:
             "recipe.source is missing.", "It says where the pairs are.", "Add source: ..."
         )
     source = SourceConfig.load(values["source"], where="recipe.source")
+    _check_kind(source, values)
     sections: dict[str, Strict] = {}
     for name, stage in SECTIONS.items():
         if name in values:
@@ -157,6 +160,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[key] = value
 
 
+def _check_kind(source: SourceConfig, sections: Container[str]) -> None:
+    """Check that each section is one for what the source brings. Raises: UserError."""
+    is_for = "captioned images or their embeddings", "instruction rows"
+    brings = is_for[source.is_conversations]
+    for name in _OF_PAIRS if source.is_conversations else _OF_CONVERSATIONS:
+        if name in sections:
+            raise UserError(
+                f"recipe.{name} needs {is_for[not source.is_conversations]}.",
+                f"A {source.kind} source brings {brings}.",
+                f"Remove recipe.{name}, or give another source.",
+            )
+
+
 def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
     """Check that each stage gets what it needs, before anything runs. Raises: UserError."""
     for name in _NEEDS_IMAGES:
@@ -188,6 +204,11 @@ def _needs(configs: Mapping[str, Strict]) -> Iterator[tuple[str, str]]:
         yield "cluster", "embed"
     if "dedup" in configs:
         yield "dedup", "cluster"
+    if "resolve" in configs:
+        yield "resolve", "clean"
+    if "mix" in configs:
+        yield "mix", "clean"
+        yield "mix", "resolve"
     select = configs.get("select")
     policy = getattr(select, "policy", None)
     if getattr(select, "clip_band", None) or policy == "top_clip":

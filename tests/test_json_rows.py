@@ -1,4 +1,4 @@
-"""Where the rows of a JSON file lie: as json.load finds them, at any block size; what is refused."""
+"""Where the rows of a JSON file lie, as json.load finds them at any block size; what is refused."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pipelines.stages import STAGES
 
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
 TARS: dict[str, Any] = {"source": {"kind": "webdataset", "path": "data"}}
+JSON: dict[str, Any] = {"source": {"kind": "llava_json", "files": {"svit": "svit.json"}}}
 EMBEDDINGS: dict[str, Any] = {"source": {"kind": "clip_retrieval", "path": "data"}}
 
 
@@ -72,6 +73,13 @@ def test_an_override_is_yaml_at_a_dotted_place(
     assert type(found) is type(value)
 
 
+def test_instruction_rows_are_ingested_cleaned_and_resolved_in_this_order() -> None:
+    values = {"resolve": {"roots": {"coco": "images"}}, "clean": {}, **JSON}
+    recipe = parse(values)
+    assert list(recipe.configs) == ["ingest", "clean", "resolve"]
+    assert parse(recipe.as_mapping()) == recipe
+
+
 def test_an_override_adds_a_section_and_the_last_one_wins(tmp_path: Path) -> None:
     path = written(tmp_path, "source: {kind: webdataset, path: data}")
     recipe = load(path, ["filter.min_side=1", "filter.min_side=2"])
@@ -123,6 +131,20 @@ def test_a_wrong_override_is_a_user_error(tmp_path: Path, override: str, message
         ("filter: {}", r"recipe\.source is missing"),
         ("source:", r"recipe\.source should be a mapping, not None"),
         ("source: {kind: webdataset}", r"recipe\.source\.path is missing"),
+        ("source: {kind: webdataset, path: }", r"recipe\.source\.path is missing"),
+        ("source: {kind: llava_json}", r"recipe\.source\.files is missing(.|\n)*Add files"),
+        ("source: {kind: llava_json, path: a}", "kind llava_json takes files, not path"),
+        (
+            "source: {kind: llava_json, path: a, files: {a: b}}",
+            "kind llava_json takes files, not path",
+        ),
+        ("source: {kind: webdataset, files: {a: b}}", "kind webdataset takes path, not files"),
+        ("source: {kind: llava_json, files: {}}", r"recipe\.source\.files is \{\}"),
+        ("source: {kind: llava_json, files: a.json}", r"recipe\.source\.files is 'a\.json'"),
+        ("source: {kind: llava_json, files: {a: }}", r"recipe\.source\.files\.a is None"),
+        ("source: {kind: llava_json, files: {a: ''}}", r"recipe\.source\.files\.a is ''"),
+        ("source: {kind: llava_json, files: {a/b: c}}", r"recipe\.source\.files\.a/b"),
+        ("source: {kind: llava_json, fils: {}}", r"recipe\.source\.files is missing"),
         ("source: data", r"recipe\.source should be a mapping"),
         (BASE + "5: {}", r"recipe\.5 is unknown"),
         (BASE + "cluster: {num_clusters: 5}", r"recipe\.cluster needs recipe\.embed"),
@@ -165,6 +187,21 @@ def test_merge_keys_of_yaml_work(tmp_path: Path) -> None:
             EMBEDDINGS | {"select": {"centroid_band": [0, 1]}},
             r"recipe\.select needs recipe\.cluster",
         ),
+        (JSON | {"filter": {}}, r"recipe\.filter needs captioned images"),
+        (JSON | {"embed": {"model": "m"}}, r"recipe\.embed needs captioned images"),
+        (JSON | {"cluster": {}}, r"recipe\.cluster needs captioned images"),
+        (JSON | {"dedup": {}}, r"recipe\.dedup needs captioned images"),
+        (JSON | {"select": {}}, r"recipe\.select needs captioned images"),
+        (JSON | {"assemble": {}}, r"recipe\.assemble needs captioned images"),
+        (
+            TARS | {"clean": {}},
+            r"recipe\.clean needs instruction rows(.|\n)*webdataset source brings",
+        ),
+        (EMBEDDINGS | {"resolve": {}}, r"recipe\.resolve needs instruction rows"),
+        (TARS | {"mix": {}}, r"recipe\.mix needs instruction rows"),
+        (JSON | {"resolve": {"roots": {"a": "b"}}}, r"recipe\.resolve needs recipe\.clean"),
+        (JSON | {"mix": {}}, r"recipe\.mix needs recipe\.clean"),
+        (JSON | {"mix": {}, "clean": {}}, r"recipe\.mix needs recipe\.resolve"),
         (EMBEDDINGS | {"cluster": {}}, "one of num_clusters and centroids must be set"),
         (EMBEDDINGS | {"cluster": {"num_clusters": 0}}, r"recipe\.cluster\.num_clusters is 0"),
         (EMBEDDINGS | {"cluster": {"num_clusters": -4}}, r"recipe\.cluster\.num_clusters is -4"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import Field
 
+from curate.source_config import SourceConfig
 from manifests.errors import UserError
 from manifests.strict import Strict, nearest
 
@@ -62,3 +64,19 @@ def test_a_right_value_is_frozen_and_its_nearest_name_found() -> None:
         loaded.count = 2
     assert nearest("similarity_abov", ["keep", "similarity_above"]) == "similarity_above"
     assert nearest("q", ["keep"]) is None
+
+
+def test_a_sources_files_become_absolute_and_do_not_decide_what_it_is() -> None:
+    files = {"svit": "a/{0..1}.json", "wiz": "/b/*.json::memory://c/d.json", "same": "memory://e.json"}
+    source = SourceConfig.load({"kind": "llava_json", "files": files}, where="s")
+    here = Path.cwd()
+    assert source.located().files == {
+        "svit": f"{here}/a/{{0..1}}.json",
+        "wiz": "/b/*.json::memory://c/d.json",
+        "same": "memory://e.json",
+    }
+    assert list(source.located().files or {}) == list(files)
+    assert source.files == files
+    elsewhere = SourceConfig.load({"kind": "llava_json", "files": {"x": "y"}}, where="s")
+    assert source.canonical() == source.located().canonical() == elsewhere.canonical()
+    assert not {"path", "files"} & set(source.canonical())

@@ -90,38 +90,38 @@ def plan(source: SourceConfig) -> list[Item]:
 
 def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     """Read one part. Raises: PartDamaged when the file is no longer what was planned."""
-    file = files_of(source)[payload["first_shard_index"]]
-    start = payload["start"]
+    file = _planned(source, payload)
+    start, size = payload["start"], payload["end"] - payload["start"]
     with RangeReader(file.path) as reader:
-        data = reader.read(start, payload["end"] - start)
+        data = reader.read_up_to(start, size)
     spans = json_rows.spans_within(data, is_array=payload["is_array"])
-    if len(spans) != payload["rows"]:
+    if len(data) != size or len(spans) != payload["rows"]:
         raise PartDamaged(f"{file.path} has changed: {len(spans)} of {payload['rows']} rows.")
-    values = _parsed(data, spans, is_array=payload["is_array"])
-    rows = _Rows(file, payload["first_row"], values)
-    return rows.output(payload, spans + start)
+    values = [_value(data[first:end]) for first, end in spans.tolist()]
+    return _Rows(file, payload["first_row"], values).output(payload, spans + start)
 
 
-def _parsed(data: bytes, spans: json_rows.Spans, *, is_array: bool) -> list[Any]:
-    """Return each row's value, or the BadRow that says why there is none."""
-    whole = data if is_array else b",".join(data[a:b] for a, b in spans.tolist())
-    try:
-        values = orjson.loads(b"[%b]" % whole)
-    except orjson.JSONDecodeError:
-        values = None
-    if values is not None and len(values) == len(spans):
-        return list(values)
-    return [_value(data[a:b]) for a, b in spans.tolist()]
+def _planned(source: SourceConfig, payload: Mapping[str, Any]) -> JsonFile:
+    """Return a part's file, by name: a file that came since would shift a position."""
+    (shard,) = payload["shards"]
+    for file in files_of(source):
+        if file.shard == shard:
+            return file
+    raise PartDamaged(f"{shard} is gone from the source.")
 
 
 def _value(text: bytes) -> Any:
-    """Return a row's value; what orjson refuses (lone surrogates, NaN) Python may still read."""
+    """Return a row's value, or the BadRow that says why there is none.
+
+    What orjson refuses Python may still read: lone surrogates, NaN (a null then, as JSON has none),
+    bytes that are not UTF-8 (each a U+FFFD then).
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text.decode("utf-8", "replace"))
+        return json.loads(text.decode("utf-8", "replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         return BadRow("bad_json", str(error))
 
@@ -133,20 +133,39 @@ class _Rows:
         self.file = file
         self.first_row = first_row
         self.bad: list[tuple[int, BadRow]] = []
-        self.rows = conversations_of(values) or Conversations()
-        if not self.rows.keys:
+        self.rows = Conversations()
+        self.extras: list[str | None] = []
+        if not self._add_all(values):
             for at, value in enumerate(values):
                 self._add(at, value)
         bad = {at for at, _ in self.bad}
         self.kept = [at for at in range(len(values)) if at not in bad]
 
+    def _add_all(self, values: list[Any]) -> bool:
+        """Add all rows at once, or none where one of them must be looked at by itself."""
+        rows = conversations_of(values)
+        if rows is None:
+            return False
+        try:
+            self.extras = list(map(_as_text, rows.extras))
+        except RecursionError:
+            return False
+        self.rows = rows
+        return True
+
     def _add(self, at: int, value: Any) -> None:
         try:
             if isinstance(value, BadRow):
                 raise value
-            self.rows.add(normalise(value))
+            row = normalise(value)
+            extra = _as_text(row.extra)
         except BadRow as error:
             self.bad.append((at, error))
+        except RecursionError as error:
+            self.bad.append((at, BadRow("bad_json", str(error))))
+        else:
+            self.rows.add(row)
+            self.extras.append(extra)
 
     def _numbered(self, at: int) -> str:
         return f"{self.file.source}_{self.first_row + at}"
@@ -181,7 +200,7 @@ class _Rows:
             "size": spans[:, 1] - spans[:, 0],
             "caption": _texts([text[:SHOWN_CHARACTERS] for text in rows.first_questions()]),
             "url": _texts(rows.urls),
-            "extra": _texts([_as_text(extra) if extra else None for extra in rows.extras]),
+            "extra": _texts(self.extras),
         }
         return conform(pa.table(columns), SAMPLES)
 
@@ -207,11 +226,14 @@ class _Rows:
         }
 
 
-def _as_text(value: Any) -> str:
+def _as_text(extra: dict[str, Any]) -> str | None:
+    """Return what else a row has as JSON. Raises: RecursionError when it is nested too deep."""
+    if not extra:
+        return None
     try:
-        return orjson.dumps(value, option=_PLAIN).decode()
-    except TypeError:  # numbers beyond 64 bits, lone surrogates
-        return json.dumps(value, sort_keys=True)
+        return orjson.dumps(extra, option=_PLAIN).decode()
+    except TypeError:  # numbers beyond 64 bits, lone surrogates, more than 254 levels
+        return json.dumps(extra, sort_keys=True)
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:
