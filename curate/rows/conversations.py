@@ -12,7 +12,9 @@ bunny/util/data_utils.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 PLACEHOLDER = "<image>"
@@ -59,6 +61,88 @@ class Conversation(NamedTuple):
     extra: dict[str, Any]
 
 
+@dataclass(slots=True)
+class Conversations:
+    """Many rows in the common form, column by column; of images and turns, all rows' in a row."""
+
+    keys: list[str | None] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    num_images: list[int] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    num_turns: list[int] = field(default_factory=list)
+    urls: list[str | None] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: Conversation) -> None:
+        """Append a row."""
+        self.keys.append(row.key)
+        self.images += row.images
+        self.num_images.append(len(row.images))
+        self.roles += row.roles
+        self.texts += row.texts
+        self.num_turns.append(len(row.texts))
+        self.urls.append(row.url)
+        self.extras.append(row.extra)
+
+    def first_questions(self) -> list[str]:
+        """Return each row's first human turn without placeholders, "" where it has none."""
+        found, start = [], 0
+        for count in self.num_turns:
+            at = next((i for i in range(start, start + count) if self.roles[i] == "human"), None)
+            text = "" if at is None else self.texts[at]
+            found.append(text.replace(PLACEHOLDER, "").strip())
+            start += count
+        return found
+
+
+def conversations_of(rows: Sequence[Any]) -> Conversations | None:
+    """Return what `normalise` makes of LLaVA rows, all at once and several times faster.
+
+    Returns None when any row is unlike the others: then they must be looked at one by one.
+    """
+    try:
+        turns = [row["conversations"] for row in rows]
+        roles = [_ROLES[turn["from"]] for said in turns for turn in said]
+        texts = [turn["value"] for said in turns for turn in said]
+        keys = [row["id"] for row in rows]
+        images = [row.get("image") for row in rows]
+        named = [row.get("url") for row in rows]
+    except (TypeError, KeyError, AttributeError):
+        return None
+    if not (
+        _all_of(rows, {dict})
+        and _all_of(turns, {list})
+        and _all_of(texts, {str})
+        and _all_of(keys, {str})
+        and _all_of(images, {str, NoneType})
+        and _all_of(named, {str, NoneType})
+        and not any("images" in row for row in rows)
+    ):
+        return None
+    found = Conversations(roles=roles, num_turns=[len(said) for said in turns], urls=named)
+    found.keys = [key or None for key in keys]
+    found.num_images = [1 if image else 0 for image in images]
+    found.images = [image for image in images if image]
+    used = _USED | _FIELDS["conversations"]
+    found.extras = [
+        {name: row[name] for name in row if name not in used} if row.keys() - used else {}
+        for row in rows
+    ]
+    has_one = [
+        image for image, count in zip(images, found.num_turns, strict=True) for _ in range(count)
+    ]
+    found.texts = [
+        _placeholder_first(text) if image and PLACEHOLDER in text else text
+        for text, image in zip(texts, has_one, strict=True)
+    ]
+    return found
+
+
+def _all_of(values: Sequence[Any], kinds: set[type]) -> bool:
+    return set(map(type, values)) <= kinds
+
+
 def normalise(row: Any) -> Conversation:
     """Return a parsed row in the common form. Roles that nobody knows stay as they are.
 
@@ -80,7 +164,10 @@ def normalise(row: Any) -> Conversation:
         texts = [_placeholder_first(text) if PLACEHOLDER in text else text for text in texts]
     used = _USED | _FIELDS[form]
     extra = {name: value for name, value in row.items() if name not in used}
-    return Conversation(_key(row), images, roles, texts, _url(row), extra)
+    url = row.get("url")
+    if url is not None and not isinstance(url, str):
+        extra["url"], url = url, None
+    return Conversation(_key(row), images, roles, texts, url, extra)
 
 
 def _key(row: Mapping[str, Any]) -> str | None:
@@ -90,11 +177,6 @@ def _key(row: Mapping[str, Any]) -> str | None:
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
     raise BadRow("bad_field", f"id is {type(key).__name__}, not a text")
-
-
-def _url(row: Mapping[str, Any]) -> str | None:
-    url = row.get("url")
-    return url if isinstance(url, str) else None
 
 
 def _images(row: Mapping[str, Any]) -> list[str]:

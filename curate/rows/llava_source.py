@@ -7,8 +7,8 @@ itself. uid: the file's position in the source's list, then the row's in the fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from curate.media.tars import RangeReader
 from curate.rows import json_rows
-from curate.rows.conversations import PLACEHOLDER, BadRow, Conversation, normalise
+from curate.rows.conversations import BadRow, Conversations, conversations_of, normalise
 from curate.source_config import SourceConfig
 from manifests import ledger, paths
 from manifests.errors import PartDamaged
@@ -97,23 +97,21 @@ def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     spans = json_rows.spans_within(data, is_array=payload["is_array"])
     if len(spans) != payload["rows"]:
         raise PartDamaged(f"{file.path} has changed: {len(spans)} of {payload['rows']} rows.")
-    rows = _Rows(file, payload["first_row"])
-    for at, row in enumerate(_parsed(data, spans, is_array=payload["is_array"])):
-        rows.add(at, row)
+    values = _parsed(data, spans, is_array=payload["is_array"])
+    rows = _Rows(file, payload["first_row"], values)
     return rows.output(payload, spans + start)
 
 
-def _parsed(data: bytes, spans: json_rows.Spans, *, is_array: bool) -> Iterator[Any]:
-    """Yield each row's value, or the BadRow that says why there is none."""
+def _parsed(data: bytes, spans: json_rows.Spans, *, is_array: bool) -> list[Any]:
+    """Return each row's value, or the BadRow that says why there is none."""
     whole = data if is_array else b",".join(data[a:b] for a, b in spans.tolist())
     try:
         values = orjson.loads(b"[%b]" % whole)
     except orjson.JSONDecodeError:
         values = None
     if values is not None and len(values) == len(spans):
-        yield from values
-    else:
-        yield from (_value(data[a:b]) for a, b in spans.tolist())
+        return list(values)
+    return [_value(data[a:b]) for a, b in spans.tolist()]
 
 
 def _value(text: bytes) -> Any:
@@ -128,44 +126,27 @@ def _value(text: bytes) -> Any:
         return BadRow("bad_json", str(error))
 
 
-@dataclass(slots=True)
 class _Rows:
-    """Collects the rows of a part, column by column."""
+    """The rows of a part, column by column."""
 
-    file: JsonFile
-    first_row: int
-    kept: list[int] = field(default_factory=list)
-    bad: list[tuple[int, BadRow]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    urls: list[str | None] = field(default_factory=list)
-    extras: list[str | None] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    num_images: list[int] = field(default_factory=list)
-    roles: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    num_turns: list[int] = field(default_factory=list)
+    def __init__(self, file: JsonFile, first_row: int, values: list[Any]) -> None:
+        self.file = file
+        self.first_row = first_row
+        self.bad: list[tuple[int, BadRow]] = []
+        self.rows = conversations_of(values) or Conversations()
+        if not self.rows.keys:
+            for at, value in enumerate(values):
+                self._add(at, value)
+        bad = {at for at, _ in self.bad}
+        self.kept = [at for at in range(len(values)) if at not in bad]
 
-    def add(self, at: int, row: Any) -> None:
-        """Take a parsed row, or the reason why there is none."""
+    def _add(self, at: int, value: Any) -> None:
         try:
-            if isinstance(row, BadRow):
-                raise row
-            self._keep(at, normalise(row))
+            if isinstance(value, BadRow):
+                raise value
+            self.rows.add(normalise(value))
         except BadRow as error:
             self.bad.append((at, error))
-
-    def _keep(self, at: int, row: Conversation) -> None:
-        self.kept.append(at)
-        self.keys.append(row.key or self._numbered(at))
-        self.captions.append(_caption(row))
-        self.urls.append(row.url)
-        self.extras.append(_as_text(row.extra) if row.extra else None)
-        self.images += row.images
-        self.num_images.append(len(row.images))
-        self.roles += row.roles
-        self.texts += row.texts
-        self.num_turns.append(len(row.texts))
 
     def _numbered(self, at: int) -> str:
         return f"{self.file.source}_{self.first_row + at}"
@@ -189,25 +170,30 @@ class _Rows:
         )
 
     def _samples(self, uids: npt.NDArray[np.uint64], spans: json_rows.Spans) -> pa.Table:
+        rows, file = self.rows, self.file
+        keys = (key or self._numbered(at) for key, at in zip(rows.keys, self.kept, strict=True))
         columns = {
             "uid": uids,
-            "key": _texts(self.keys),
-            "source": pa.array([self.file.source] * len(uids), pa.string()),
-            "shard": pa.array([self.file.shard] * len(uids), pa.string()),
+            "key": _texts(list(keys)),
+            "source": pa.repeat(pa.scalar(file.source), len(uids)),
+            "shard": pa.repeat(pa.scalar(file.shard), len(uids)),
             "offset": spans[:, 0],
             "size": spans[:, 1] - spans[:, 0],
-            "caption": _texts(self.captions),
-            "url": _texts(self.urls),
-            "extra": _texts(self.extras),
+            "caption": _texts([text[:SHOWN_CHARACTERS] for text in rows.first_questions()]),
+            "url": _texts(rows.urls),
+            "extra": _texts([_as_text(extra) if extra else None for extra in rows.extras]),
         }
         return conform(pa.table(columns), SAMPLES)
 
     def _conversations(self, uids: npt.NDArray[np.uint64]) -> pa.Table:
-        turns = pa.StructArray.from_arrays([_texts(self.roles), _texts(self.texts)], fields=list(TURN))
+        rows = self.rows
+        turns = [_texts(rows.roles), _texts(rows.texts)]
         columns = {
             "uid": uids,
-            "images": pa.ListArray.from_arrays(_ends(self.num_images), _texts(self.images)),
-            "turns": pa.ListArray.from_arrays(_ends(self.num_turns), turns),
+            "images": pa.ListArray.from_arrays(_ends(rows.num_images), _texts(rows.images)),
+            "turns": pa.ListArray.from_arrays(
+                _ends(rows.num_turns), pa.StructArray.from_arrays(turns, fields=list(TURN))
+            ),
         }
         return conform(pa.table(columns), CONVERSATIONS)
 
@@ -219,13 +205,6 @@ class _Rows:
             "error": bad.error,
             "detail": bad.detail,
         }
-
-
-def _caption(row: Conversation) -> str:
-    for role, text in zip(row.roles, row.texts, strict=True):
-        if role == "human":
-            return text.replace(PLACEHOLDER, "").strip()[:SHOWN_CHARACTERS]
-    return ""
 
 
 def _as_text(value: Any) -> str:
