@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 EXECUTOR ?= ray
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
 BENCH ?= $(sort $(wildcard tests/benchmarks/bench_*.py))
-STAGES := ingest filter embed centroids cluster forest dedup select assemble
+STAGES := ingest filter embed centroids cluster forest dedup select assemble clean resolve mix
 
 PIP := $(VENV)/bin/python -m pip
 WITH_GPU := $(filter-out 0,$(strip $(GPU)))
@@ -23,6 +23,7 @@ READY := $(if $(filter file,$(origin BIN)),$(VENV)/.ready$(if $(WITH_GPU),-gpu))
 example_RECIPE = recipe.yaml
 example_OUT = runs/mine
 example_KEY = 000120034
+example_FOLDER = unmixed
 need = $(foreach name,$(1),$(if $(strip $($(name))),,$(error $(name) is missing. Example: make $@ \
 	$(strip $(foreach each,$(1),$(each)=$(or $($(each)),$(example_$(each))))))))
 
@@ -91,6 +92,11 @@ status funnel check:
 why: $(READY) ## One sample's story (KEY= its key or uid)
 	$(call need,OUT KEY)
 	$(BIN)/warren why '$(OUT)' '$(KEY)'
+
+.PHONY: unmix
+unmix: $(READY) ## Shards back into LLaVA JSON and images (FOLDER=)
+	$(call need,OUT FOLDER)
+	$(BIN)/warren unmix '$(OUT)' --out '$(FOLDER)'
 
 .PHONY: whatif
 whatif: $(READY) ## What other settings would keep, e.g. SET="dedup.similarity_above=0.9"

@@ -14,6 +14,7 @@ from manifests.ledger import QUARANTINE_PREFIX
 from manifests.work import StageDir
 
 _MAX_UID = 2**64
+_WRITES_SHARDS = ("assemble", "mix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,13 @@ class Story:
 def why(chain: Mapping[str, StageDir], name: str) -> list[Story]:
     """Return the story of every sample with this key, or of the one with this uid.
 
-    Args: chain: stage -> directory, in run order; name: a key, or a uid in decimal. A name that is
-    a key is taken as a key.
+    Args: chain: stage -> directory, in run order; name: a key, a uid in decimal, or the key that
+    the sample has in the written shards; the first of these that is found.
     Raises: UserError when no row has it.
     """
-    uids = _uids_of_key(chain, name) or _uid_if_known(chain, name)
+    uids = (
+        _uids_of_key(chain, name) or _uid_if_known(chain, name) or _uids_of_member(chain, name)
+    )
     if not uids:
         raise UserError(
             f"No sample has the key or uid {name!r}.",
@@ -151,7 +154,10 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     if directory.stage == "embed":
         row = find(directory.files("metadata", prefix="metadata_"), uid)
         found |= {"clip_score": row["clip_score"]} if row else {}
-    if directory.stage == "assemble":
+    if directory.stage == "clean":
+        row = find(directory.files(), uid) or {}
+        found |= {name: row[name] for name in ("rounds", "token_estimate") if name in row}
+    if directory.stage in _WRITES_SHARDS:
         row = find(directory.files(), uid)
         found |= {"shard": row["shard"], "member": row["key"]} if row else {}
     found.pop("uid", None)
@@ -170,6 +176,13 @@ def _uids_of_key(chain: Mapping[str, StageDir], key: str) -> list[int]:
         rows = _collected(path, _scan(path).filter(pl.col("key") == key))
         found |= set(rows["uid"].to_list())
     return sorted(found)
+
+
+def _uids_of_member(chain: Mapping[str, StageDir], key: str) -> list[int]:
+    """Return the uids of the samples with this key in the written shards."""
+    files = [one for stage in _WRITES_SHARDS if stage in chain for one in chain[stage].files()]
+    rows = [_collected(path, _scan(path).filter(pl.col("key") == key)) for path in files]
+    return sorted({uid for found in rows for uid in found["uid"].to_list()})
 
 
 def _uid_if_known(chain: Mapping[str, StageDir], name: str) -> list[int]:

@@ -174,6 +174,22 @@ def why(out: str, name: str, as_json: bool) -> None:
 
 @main.command()
 @_out
+@click.option("--out", "folder", required=True, metavar="FOLDER", help="Where to write them.")
+@_json
+def unmix(out: str, folder: str, as_json: bool) -> None:
+    """Turn a run's shards back into a LLaVA JSON file and an image folder, losslessly.
+
+    Example: warren unmix runs/bunny --out bunny_695k
+    """
+    from pipelines import ask
+    from pipelines.unmix import summary
+    from pipelines.unmix import unmix as write
+
+    _answer(write(ask.chain_of(out), folder).as_json(), as_json, summary)
+
+
+@main.command()
+@_out
 @_json
 def check(out: str, as_json: bool) -> None:
     """Read everything again and check every invariant; exit 1 if one is broken.

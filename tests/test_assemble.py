@@ -91,8 +91,8 @@ def test_the_index_finds_every_image_and_row_in_its_shard(tmp_path: Path) -> Non
         assert image == given[f"{row['key']}.{place['suffix']}"]
         assert (text["id"], text["uid"]) == (row["key"], row["uid"])
         assert (row["has_image"], row["turns"], row["source"]) == (True, 1, "webdataset")
-    assert [sample.image for sample in read_samples(directory.path)] == [
-        given[f"{row['key']}.jpg"] for row in index
+    assert [sample.images for sample in read_samples(directory.path)] == [
+        [given[f"{row['key']}.jpg"]] for row in index
     ]
 
 

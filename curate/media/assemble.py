@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from curate.media import assembled_tar, dataset_card, llava_rows
+from curate.media import assembled_tar, dataset_card, llava_rows, shard_list
 from curate.media.assembled_rows import (
     OutputRow,
     Uids,
@@ -31,13 +31,12 @@ from curate.media.assembled_rows import (
     selected,
 )
 from curate.media.assembled_tar import Rehearsal
-from curate.media.tars import RangeReader
+from curate.media.shard_list import SHARDS
 from curate.sources import root_of
-from manifests import ledger, paths, store
+from manifests import ledger, paths
 from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
 
-SHARDS = "shards"
 INDEX = "index"
 
 
@@ -95,25 +94,23 @@ def plan_index(view: View) -> list[Item]:
 
 def work_index(view: View, item: Item) -> Output:
     """Return the files that describe all shards."""
-    shards = [one["notes"] for one in view.own.markers() if "shard" in one["notes"]]
-    sizes = {paths.name_of(one["shard"]): one["samples"] for one in shards}
+    shards = shard_list.written_shards(view)
     suffixes: Counter[str] = Counter()
     for one in shards:
         suffixes.update(one["image_suffixes"])
     contents = dataset_card.Contents(
-        shards=list(sizes),
-        num_samples=sum(sizes.values()),
+        shards=[paths.name_of(one["shard"]) for one in shards],
+        num_samples=sum(one["samples"] for one in shards),
         num_bytes=sum(one["filesize"] for one in shards),
         image_suffixes=dict(sorted(suffixes.items())),
     )
     return Output(
         files={
-            f"{SHARDS}/sizes.json": _json_bytes(sizes),
-            f"{SHARDS}/wids.json": _json_bytes(_wids(shards)),
-            "pretrain.json": lambda file: _write_pretrain_list(view, file),
+            **shard_list.list_files(shards),
+            "pretrain.json": lambda file: shard_list.write_json_list(file, _pretrain_rows(view)),
             "README.md": dataset_card.render(view, contents).encode(),
         },
-        notes={"samples": contents.num_samples, "shards": len(sizes)},
+        notes={"samples": contents.num_samples, "shards": len(shards)},
     )
 
 
@@ -156,38 +153,7 @@ def _facts(rehearsal: Rehearsal, rows: list[OutputRow], shard: str) -> dict[str,
     }
 
 
-def _wids(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the shard list that webdataset's `wids` opens; its URLs are relative to the list."""
-    listed = [
-        {
-            "url": paths.name_of(one["shard"]),
-            "md5sum": one["md5sum"],
-            "nsamples": one["samples"],
-            "filesize": one["filesize"],
-        }
-        for one in shards
-    ]
-    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": listed}
-
-
-def _write_pretrain_list(view: View, file: BinaryIO) -> None:
-    """Write all rows as one JSON list, a row a line, in shard order, one in memory at a time."""
-    separator = b"[\n"
-    for row in _written_rows(view):
-        file.write(separator + llava_rows.as_json(llava_rows.pretrain_row(row)).encode())
-        separator = b",\n"
-    file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
-
-
-def _written_rows(view: View) -> Iterator[dict[str, Any]]:
-    for path in view.own.files():
-        index = store.read_table(path, ["shard", "json_offset", "json_size"]).to_pylist()
-        if not index:
-            continue
-        with RangeReader(paths.join(view.path, index[0]["shard"])) as reader:
-            for one in index:
-                yield json.loads(reader.read(one["json_offset"], one["json_size"]))
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
+def _pretrain_rows(view: View) -> Iterator[bytes]:
+    """Yield all rows as a LLaVA loader reads them, in shard order, one in memory at a time."""
+    for text in shard_list.json_members(view.path, view.own.files()):
+        yield llava_rows.as_json(llava_rows.pretrain_row(json.loads(text))).encode()

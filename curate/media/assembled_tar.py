@@ -13,6 +13,7 @@ from curate.media import llava_rows
 from curate.media.assembled_rows import OutputRow
 from curate.media.images import ImageError, sniff
 from curate.media.originals import read_originals
+from curate.media.shard_list import Md5Sink
 from curate.media.tars import CAPTION_SUFFIXES, IMAGE_SUFFIXES, TarMember, write_tar
 from manifests.errors import UserError
 from manifests.schemas import TRAIN_INDEX, conform
@@ -50,7 +51,7 @@ def rehearse(rows: Sequence[OutputRow], root: str) -> Rehearsal:
     Raises: UserError when a source shard is gone.
     """
     problems: dict[int, Problem] = {}
-    sink = _Md5Sink()
+    sink = Md5Sink()
     members: dict[str, dict[str, TarMember]] = {}
     for member in write_tar(cast(BinaryIO, sink), _entries(rows, root, problems)):
         key, _, suffix = member.name.rpartition(".")
@@ -63,7 +64,7 @@ def perform(file: BinaryIO, rows: Sequence[OutputRow], root: str, *, md5: str) -
 
     Raises: UserError when a source shard has changed since the rehearsal.
     """
-    sink = _Md5Sink(file)
+    sink = Md5Sink(file)
     write_tar(cast(BinaryIO, sink), _entries(rows, root, {}))
     if sink.hexdigest() != md5:
         raise UserError(
@@ -132,24 +133,3 @@ def _checked(row: OutputRow, data: bytes | None) -> tuple[str, bytes] | Problem:
         return Problem(error.error_class, error.detail)
     declared = str(row.given["image_format"]).lower()
     return (declared if declared in IMAGE_SUFFIXES else suffix), data
-
-
-class _Md5Sink:
-    """A file that counts and digests what it passes on, if anywhere. wids compares MD5s."""
-
-    def __init__(self, file: BinaryIO | None = None) -> None:
-        self._file = file
-        self._digest = hashlib.md5(usedforsecurity=False)
-        self.num_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        """Take the bytes."""
-        if self._file is not None:
-            self._file.write(data)
-        self._digest.update(data)
-        self.num_bytes += len(data)
-        return len(data)
-
-    def hexdigest(self) -> str:
-        """Return the MD5 of all bytes so far, in hexadecimal."""
-        return self._digest.hexdigest()

@@ -39,37 +39,44 @@ class Contents:
 
 def render(view: View, contents: Contents) -> str:
     """Return the card, Markdown below a YAML head."""
-    records = {name: _record(directory) for name, directory in view.before.items()}
+    records = {name: record_of(directory) for name, directory in view.before.items()}
     pieces = [
-        _head(contents),
+        head(
+            contents.num_samples,
+            name="Coreset of image-text pairs",
+            task="image-to-text",
+            tag="image-text",
+        ),
         _summary(view, contents),
-        _funnel(records),
-        _settings(records),
+        funnel(records),
+        settings(records),
         _cutoffs(records.get("select")),
         _files(),
         _loading(contents),
-        _RIGHTS,
+        RIGHTS,
     ]
     return "\n\n".join(piece for piece in pieces if piece) + "\n"
 
 
-def _record(directory: StageDir) -> dict[str, Any]:
+def record_of(directory: StageDir) -> dict[str, Any]:
+    """Return the record of a stage before this one."""
     record = directory.record()
     assert record is not None, "a stage runs only after those before it are recorded"
     return record
 
 
-def _head(contents: Contents) -> str:
-    size = next((name for limit, name in _SIZE_STEPS if contents.num_samples < limit), "n>10B")
+def head(num_samples: int, *, name: str, task: str, tag: str) -> str:
+    """Return the YAML head. Args: task: a task category of the hub."""
+    size = next((size for limit, size in _SIZE_STEPS if num_samples < limit), "n>10B")
     return f"""---
-pretty_name: Coreset of image-text pairs
+pretty_name: {name}
 task_categories:
-- image-to-text
+- {task}
 size_categories:
 - {size}
 tags:
 - webdataset
-- image-text
+- {tag}
 configs:
 - config_name: default
   data_files:
@@ -90,7 +97,8 @@ Images are the original bytes, captions the original text. Recipe seed: {view.se
 Directory: `{paths.name_of(view.path)}`."""
 
 
-def _funnel(records: Mapping[str, Mapping[str, Any]]) -> str:
+def funnel(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what each stage kept and lost, as a table."""
     lines = [
         "## How it was made",
         "",
@@ -108,7 +116,8 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.items())) or "0"
 
 
-def _settings(records: Mapping[str, Mapping[str, Any]]) -> str:
+def settings(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return each stage's config."""
     lines = [f"- {stage}: `{canonical_json(one['config'])}`" for stage, one in records.items()]
     return "\n".join(["## Settings", "", *lines])
 
@@ -137,7 +146,7 @@ def _files() -> str:
 def _loading(contents: Contents) -> str:
     if not contents.shards:
         return ""
-    shards = _pattern(contents.shards)
+    shards = pattern(contents.shards)
     names = ";".join(contents.image_suffixes)
     mixed = (
         "\n\n`datasets` wants one kind of image suffix in a data set; this one has several: "
@@ -165,7 +174,7 @@ python -m open_clip_train.main --train-data '{shards}' --dataset-type webdataset
 ```{mixed}"""
 
 
-def _pattern(shards: Sequence[str]) -> str:
+def pattern(shards: Sequence[str]) -> str:
     """Return what WebDataset readers are given for the shards, which lie in shards/.
 
     Example: ["00000.tar", "00001.tar"] -> "shards/{00000..00001}.tar"
@@ -176,7 +185,7 @@ def _pattern(shards: Sequence[str]) -> str:
     return "::".join(f"shards/{name}" for name in shards)  # none was written where all were bad
 
 
-_RIGHTS = """## Rights
+RIGHTS = """## Rights
 
 The images and captions belong to their owners; this data set says where each came from (`url`,
 `source`, `source_shard` in the JSON rows) and grants no rights."""
