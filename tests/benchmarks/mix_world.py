@@ -1,7 +1,7 @@
 """Synthetic instruction data: one LLaVA JSON file and a folder of JPEG files, from a seed.
 
     <world>/rows.json                  [{"id", "image", "conversations"}, ...], on one line
-    <world>/images/0000/000000000.jpg  1000 files a folder
+    <world>/images/0000/000000000.jpg  1000 files a folder; rows name them "images/0000/..."
 
 The image rows are spread evenly over the file and each has an image of its own. A row has one to
 eight rounds, and about 1400 bytes. Images of about 20 kB are a few pictures of noise, each written
@@ -67,8 +67,8 @@ def rows(num_rows: int, num_images: int, seed: int = 0) -> Iterator[dict[str, An
 
 
 def path_of(image: int) -> str:
-    """Return an image's path below images/."""
-    return f"{image // IMAGES_PER_FOLDER:04d}/{image:09d}.jpg"
+    """Return the path by which a row names an image."""
+    return f"images/{image // IMAGES_PER_FOLDER:04d}/{image:09d}.jpg"
 
 
 def _turns(random_of: random.Random, words: str, *, has_image: bool) -> list[dict[str, str]]:
@@ -96,7 +96,7 @@ def _words(random_of: random.Random) -> str:
 def _write_images(world: Path, num_images: int) -> None:
     pictures = [_picture(number) for number in range(NUM_PICTURES)]
     for image in range(num_images):
-        path = world / "images" / path_of(image)
+        path = world / path_of(image)
         if not image % IMAGES_PER_FOLDER:
             path.parent.mkdir(parents=True)
         path.write_bytes(numbered(pictures[image % NUM_PICTURES], image))

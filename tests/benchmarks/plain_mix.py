@@ -27,7 +27,7 @@ def mix(world: Path, out: Path, *, seed: int = 0) -> int:
         for number, row in enumerate(rows):
             sample: dict[str, Any] = {"__key__": f"{number:09d}", "json": row}
             if "image" in row:
-                sample["jpg"] = (world / "images" / row["image"]).read_bytes()
+                sample["jpg"] = (world / row["image"]).read_bytes()
             shards.write(sample)
     return len(rows)
 
