@@ -20,7 +20,8 @@ SAMPLES_PER_SHARD = 10_000
 
 def mix(world: Path, out: Path, *, seed: int = 0) -> int:
     """Write <out>/00000.tar ... and return how many samples they hold."""
-    rows: list[dict[str, Any]] = json.loads((world / "rows.json").read_bytes())
+    with (world / "rows.json").open(encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = json.load(file)
     random.Random(seed).shuffle(rows)
     out.mkdir(parents=True)
     with webdataset.ShardWriter(f"{out}/%05d.tar", maxcount=SAMPLES_PER_SHARD, verbose=0) as shards:
