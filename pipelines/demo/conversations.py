@@ -67,6 +67,7 @@ TRUTH_SCHEMA = pa.schema(
         ("is_kept", pa.bool_()),
         ("images", pa.list_(pa.string())),
         ("image_sha256", pa.list_(pa.binary())),
+        ("suffixes", pa.list_(pa.string())),  # by content; one per image, as are the digests
         ("rounds", pa.list_(_ROUND)),
         ("scenes_json", pa.list_(pa.string())),
     ]
@@ -234,6 +235,7 @@ def _truth(source: str, at: int, planted: _Planted) -> dict[str, Any]:
         "is_kept": dirt.is_kept,
         "images": list(row.images),
         "image_sha256": [None if i is None else hashlib.sha256(i).digest() for i in images],
+        "suffixes": ["gif" if (i or b"").startswith(b"GIF") else "jpg" for i in images],
         "rounds": [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in row.rounds],
         "scenes_json": [
             json.dumps(picture.scene.to_dict(), sort_keys=True) for picture in planted.pictures
