@@ -20,19 +20,15 @@ class TrainSample:
 
 
 def read_index(directory: str) -> list[dict[str, Any]]:
-    """Return the TRAIN_INDEX rows of an assembled directory, in shard order."""
-    names = paths.shard_order(
-        n for n in paths.list_names(directory, ".parquet") if n.startswith("part-")
-    )
-    return [
-        row for name in names for row in store.read_table(paths.join(directory, name)).to_pylist()
-    ]
+    """Return the TRAIN_INDEX rows of a directory of shards, in shard order."""
+    return [row for path in _index_files(directory) for row in store.read_table(path).to_pylist()]
 
 
 def read_samples(directory: str) -> Iterator[TrainSample]:
-    """Yield every sample of an assembled directory, in shard order."""
-    for entry in read_index(directory):
-        yield read_sample(directory, entry)
+    """Yield every sample of a directory of shards, in shard order; one shard's index in memory."""
+    for path in _index_files(directory):
+        for entry in store.read_table(path).to_pylist():
+            yield read_sample(directory, entry)
 
 
 def read_sample(directory: str, entry: Mapping[str, Any]) -> TrainSample:
@@ -44,6 +40,11 @@ def read_sample(directory: str, entry: Mapping[str, Any]) -> TrainSample:
     text = _pread(shard, entry["json_offset"], entry["json_size"])
     images = [_pread(shard, one["offset"], one["size"]) for one in entry["images"]]
     return TrainSample(entry["uid"], json.loads(text), images)
+
+
+def _index_files(directory: str) -> list[str]:
+    names = [n for n in paths.list_names(directory, ".parquet") if n.startswith("part-")]
+    return [paths.join(directory, name) for name in paths.shard_order(names)]
 
 
 def _pread(path: str, offset: int, size: int) -> bytes:
