@@ -225,6 +225,8 @@ def _truth(source: str, at: int, planted: _Planted) -> dict[str, Any]:
     dirt, row = planted.dirt, planted.row
     no_key = dirt.loses_key or not row.key
     images = [picture.image for picture in planted.pictures]
+    rounds = [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in row.rounds]
+    rounds[0]["answer"] += dirt.ending
     return {
         "source": source,
         "row": at,
@@ -236,7 +238,7 @@ def _truth(source: str, at: int, planted: _Planted) -> dict[str, Any]:
         "images": list(row.images),
         "image_sha256": [None if i is None else hashlib.sha256(i).digest() for i in images],
         "suffixes": ["gif" if (i or b"").startswith(b"GIF") else "jpg" for i in images],
-        "rounds": [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in row.rounds],
+        "rounds": rounds,
         "scenes_json": [
             json.dumps(picture.scene.to_dict(), sort_keys=True) for picture in planted.pictures
         ],

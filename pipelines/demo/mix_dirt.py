@@ -40,7 +40,8 @@ class Dirt:
 
     stage, reason: who drops the row, and why; reason "" means that it is kept as it is, and
     "mended:<what>" that it is kept. source, folder: where the row and its image lie.
-    loses_key: the row's id cannot be read, so that its place in the file is its key.
+    loses_key: the row's id cannot be read, so that its place in the file is its key. ending: what
+    the first answer ends with in the end.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Dirt:
     mar: Mar = as_it_is
     damage: Damage = whole
     loses_key: bool = False
+    ending: str = ""
 
     @property
     def is_kept(self) -> bool:
@@ -103,7 +105,8 @@ def _message_is_empty(record: Record) -> Any:
 
 
 def _answer_in_question(record: Record) -> Any:
-    return record | {"instruction": f"{record['instruction']}\n{record['output']}"}
+    answer = f"The answer, as everybody knows, is {record['output']}"
+    return {"instruction": f"{record['instruction']}\n{answer}", "output": answer}
 
 
 def _endless_answer(record: Record) -> Any:
@@ -177,7 +180,7 @@ DIRT = (
     Dirt("blank system turn", "clean", "mended:blank_system_turn", mar=_blank_system_turn),
     Dirt("greeting first", "clean", "mended:leading_gpt_turn", mar=_greeting_first),
     Dirt("question last", "clean", "mended:dangling_human_turn", mar=_question_last),
-    Dirt("end string", "clean", "mended:end_string", mar=_end_string),
+    Dirt("end string", "clean", "mended:end_string", mar=_end_string, ending="< /s>"),
     Dirt("no such file", "resolve", "missing_image", folder="coco", damage=_no_file),
     Dirt("not in the tar", "resolve", "missing_image", folder="vg", damage=_no_file),
     Dirt("path with ..", "resolve", "unsafe_image_path", mar=_way_out),

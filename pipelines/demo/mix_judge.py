@@ -179,5 +179,3 @@ def _compare(
 def _plain(text: str) -> str:
     """Return a question without placeholders, whatever blanks stood around them."""
     return " ".join(text.replace(_IMAGE, " ").split())
-
-

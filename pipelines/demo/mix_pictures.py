@@ -25,15 +25,13 @@ from pipelines.demo.mix_rows import (
 from pipelines.demo.scenes import Scene, draw_scene
 from pipelines.demo.seeds import rng_for
 
-TAR = "vg/VG_100K.tar"
-
 
 @dataclass(frozen=True, slots=True)
 class Folder:
     """One folder of images.
 
     prefix: what paths in the rows begin with. share: of all pictures. builders: each makes one row
-    of every picture. name: picture number -> file name.
+    of every picture. name: picture number -> file name. in_tar: the images are members of a tar.
     """
 
     prefix: str
@@ -41,11 +39,12 @@ class Folder:
     builders: tuple[Builder, ...]
     name: str
     with_digit: bool = False
+    in_tar: bool = False
 
     @property
-    def in_tar(self) -> bool:
-        """Whether the folder's images are members of a tar."""
-        return f"{self.prefix}.tar" == TAR
+    def place(self) -> str:
+        """Where the images lie, below the folder of all images."""
+        return f"{self.prefix}.tar" if self.in_tar else self.prefix
 
 
 FOLDERS = {
@@ -53,7 +52,7 @@ FOLDERS = {
     "gqa": Folder("gqa/images", 0.15, (short_answers,), "{:d}.jpg"),
     "ocr_vqa": Folder("ocr_vqa/images", 0.10, (short_answers,), "{:010d}.jpg", with_digit=True),
     "textvqa": Folder("textvqa/train_images", 0.10, (captioned,), "{:016x}.jpg", with_digit=True),
-    "vg": Folder("vg/VG_100K", 0.35, (core, regions), "{:d}.jpg"),
+    "vg": Folder("vg/VG_100K", 0.35, (core, regions), "{:d}.jpg", in_tar=True),
 }
 
 
@@ -87,21 +86,21 @@ def folder_names(num_pictures: int) -> list[str]:
 
 def write_pictures(images_dir: Path, pictures: Iterable[Picture], file_time: int) -> list[Path]:
     """Write every picture's file below `images_dir`; return the paths of the files."""
-    written, in_tar = [], []
+    files: dict[Path, bytes] = {}
+    members: dict[Path, list[tuple[str, bytes]]] = {}
     for picture in pictures:
         if picture.image is None:
             continue
         if picture.folder.in_tar:
-            in_tar.append((picture.path.rpartition("/")[2], picture.image))
-            continue
-        path = images_dir / picture.path
+            member = (picture.path.rpartition("/")[2], picture.image)
+            members.setdefault(images_dir / picture.folder.place, []).append(member)
+        else:
+            files[images_dir / picture.path] = picture.image
+    files |= {path: _tar_bytes(found, file_time) for path, found in members.items()}
+    for path, payload in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture.image)
-        written.append(path)
-    tar_path = images_dir / TAR
-    tar_path.parent.mkdir(parents=True, exist_ok=True)
-    tar_path.write_bytes(_tar_bytes(in_tar, file_time))
-    return [*written, tar_path]
+        path.write_bytes(payload)
+    return list(files)
 
 
 def _tar_bytes(files: Sequence[tuple[str, bytes]], file_time: int) -> bytes:
