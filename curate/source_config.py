@@ -41,6 +41,12 @@ class SourceConfig(Strict):
         return self
 
     @property
+    def location(self) -> str:
+        """The path, where the kind has one."""
+        assert self.path is not None, "checked when the recipe was read"
+        return self.path
+
+    @property
     def is_conversations(self) -> bool:
         """Whether the source brings instruction rows instead of captioned images."""
         return self.kind == "llava_json"

@@ -2,6 +2,7 @@
 
     webdataset, img2dataset   tar shards of image + caption    -> curate/media/tar_source.py
     clip_retrieval            published CLIP embeddings         -> curate/vectors/published.py
+    llava_json                conversations in JSON files       -> curate/rows/llava_source.py
 
 `shard_index` is a shard's position in the source's list (numeric suffix, then name), so a shard
 appended later is numbered on and no other uid changes.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from curate.rows import llava_source
 from curate.source_config import SourceConfig
 from manifests import paths
 from manifests.work import Item, Output, View, part_name
@@ -32,8 +34,8 @@ def shards_of(source: SourceConfig) -> tuple[str, tuple[str, ...]]:
     if source.is_embeddings:
         from curate.vectors import published
 
-        return published.shards(source.path)
-    root, names = paths.expand(source.path, suffix=SOURCE_SUFFIX[source.kind])
+        return published.shards(source.location)
+    root, names = paths.expand(source.location, suffix=SOURCE_SUFFIX[source.kind])
     return root, tuple(names)
 
 
@@ -47,6 +49,9 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 
     Lists the source anew; later calls in this process use that list.
     """
+    if source.is_conversations:
+        llava_source.forget_listing()
+        return [[one.shard, *_stat(one.path)] for one in llava_source.files_of(source)]
     shards_of.cache_clear()
     if source.is_embeddings:
         from curate.vectors import published
@@ -59,6 +64,8 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 def plan(view: View) -> list[Item]:
     """One item per part: `shards_per_part` consecutive shards."""
     source = source_of(view)
+    if source.is_conversations:
+        return llava_source.plan(source)
     root, names = shards_of(source)
     if source.is_embeddings:
         from curate.vectors import published
@@ -72,6 +79,8 @@ def plan(view: View) -> list[Item]:
 def work(view: View, item: Item) -> Output:
     """Scan one part's shards."""
     source = source_of(view)
+    if source.is_conversations:
+        return llava_source.ingest_part(source, item.payload)
     root = root_of(view)
     shards = list(enumerate(item.payload["shards"], start=item.payload["first_shard_index"]))
     if source.is_embeddings:

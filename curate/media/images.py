@@ -127,14 +127,21 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """
     format_name = _format_of(data)
     if format_name == "WEBP":  # opening alone would claim memory for the canvas
-        _check_pixels(_webp_sides(data), max_pixels)
+        check_pixels(_webp_sides(data), max_pixels)
     image = _open(format_name, data)
-    _check_pixels(image.size, max_pixels)
+    check_pixels(image.size, max_pixels)
     try:
         image.load()
         return _upright(_rgb(image), orientation=_orientation(image))
     except _DECODER_ERRORS as error:
         raise _named(error) from error
+
+
+def check_pixels(sides: tuple[int, int], max_pixels: int) -> None:
+    """Check width times height against a limit. Raises: ImageError, too_many_pixels."""
+    width, height = sides
+    if width * height > max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels")
 
 
 def pixel_std(image: Image.Image) -> float:
@@ -175,12 +182,6 @@ def _webp_sides(data: bytes) -> tuple[int, int]:
             raise ImageError("zero_side", f"{width} x {height} pixels")
         return width, height
     raise ImageError("undecodable_image", f"a WEBP file that begins with a {kind!r} chunk")
-
-
-def _check_pixels(sides: tuple[int, int], max_pixels: int) -> None:
-    width, height = sides
-    if width * height > max_pixels:
-        raise ImageError("too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels")
 
 
 def _open(format_name: str, data: bytes) -> ImageFile.ImageFile:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from curate.media.resolve import read_images
+from curate.media.image_places import read_images
 from curate.media.shard_list import Md5Sink
 from curate.media.tar_scan import BLOCK_BYTES
 from curate.media.tar_write import write_tar
@@ -25,6 +25,7 @@ from manifests.schemas import IMAGE_MEMBER, TRAIN_INDEX, conform
 
 KEY_DIGITS = 9
 _WRITE_BYTES = 1 << 20
+_PLACE = ("root", "choice", "file", "offset", "size")
 
 Roots = dict[str, str | list[str]]
 
@@ -100,7 +101,8 @@ def _offsets(
 def _entries(rows: pl.DataFrame, roots: Roots) -> Iterator[tuple[str, bytes]]:
     columns = (rows[name].to_list() for name in ("position", "json", "images"))
     listed = list(zip(*columns, strict=True))
-    originals = read_images(roots, [place for _, _, places in listed for place in places])
+    where = (tuple(place[name] for name in _PLACE) for _, _, places in listed for place in places)
+    originals = read_images(roots, where)
     for position, text, places in listed:
         key = key_of(position)
         for at, (place, data) in enumerate(zip(places, originals, strict=False)):

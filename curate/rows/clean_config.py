@@ -1,0 +1,107 @@
+"""The clean section of a recipe, and the outside files that it names."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from curate.rows import token_counts
+from curate.rows.clean_rules import BenchmarkImages
+from curate.rows.mend import MendConfig
+from manifests import paths, store
+from manifests.errors import UserError
+from manifests.strict import Strict
+
+
+class LeakageConfig(Strict):
+    """A benchmark whose images must not be trained on."""
+
+    location_fields: ClassVar[frozenset[str]] = frozenset({"ids"})
+
+    ids: str = Field(min_length=1)
+    """Text file of image ids or names, one a line, white space around it aside. An id finds the
+    image whose path, file name, file name without extension, or the latter's piece after its last
+    underscore it is. Ids find more than names: COCO's 2014 and 2017 sets name an image otherwise,
+    but 000000000042 finds both."""
+    under: str = ""
+    """Only images whose path begins so are looked at: ids of COCO mean other images elsewhere."""
+
+
+class CleanConfig(MendConfig):
+    """What is mended and what is dropped; the rules that need no number are always on."""
+
+    tokenizer: str | None = None
+    """Folder with a tokenizer.json, that file, or a repository of the Hugging Face hub: the one of
+    the model to be trained. Local files are known by their content, the hub's by name."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Rows of more tokens are dropped; None keeps all. A trainer cuts them at the model's length:
+    the answer's end is lost, and with it the token that ends it."""
+    image_tokens: int = Field(default=729, ge=0)
+    """Tokens that each image adds; 729 is SigLIP at 384 pixels and patches of 14: 27 x 27."""
+    repeated_output_min_chars: int | None = Field(default=30, ge=1)
+    """Characters; an answer of as many that stands in its question is dropped. Shorter ones may
+    well repeat it, such as the option that was chosen. None switches the rule off."""
+    leakage: list[LeakageConfig] = []
+    """Benchmarks whose images are dropped, e.g. COCO's val2014 ids, which POPE asks about."""
+
+    @model_validator(mode="after")
+    def _can_count(self) -> Self:
+        if self.max_tokens is not None and self.tokenizer is None:
+            raise ValueError("max_tokens needs tokenizer: ..., which says what a token is")
+        return self
+
+    def located(self) -> Self:
+        """Return the same config with absolute paths of local files."""
+        found: dict[str, Any] = {"leakage": [one.located() for one in self.leakage]}
+        if self.tokenizer is not None and token_counts.local_file(self.tokenizer) is not None:
+            found["tokenizer"] = paths.absolute(self.tokenizer)
+        return self.model_copy(update=found)
+
+    def canonical(self) -> dict[str, Any]:
+        """Return what decides the result; of the files it names, `identity` does."""
+        values = super().canonical()
+        del values["tokenizer"]
+        return values | {"leakage": [one.canonical() for one in self.leakage]}
+
+
+def identity(config: CleanConfig) -> dict[str, Any]:
+    """Return what the files are: another list or tokenizer is another input.
+
+    Raises: UserError when one is missing.
+    """
+    counts = config.max_tokens is not None and config.tokenizer is not None
+    return {
+        "leakage": [[paths.name_of(one.ids), _digest(one)] for one in config.leakage],
+        "tokenizer": token_counts.identity(config.tokenizer or "") if counts else None,
+    }
+
+
+def benchmark_images(config: CleanConfig) -> list[BenchmarkImages]:
+    """Return the lists that the config names. Raises: UserError for one that cannot be read."""
+    return [BenchmarkImages(_ids(one), one.under) for one in config.leakage]
+
+
+def _ids(one: LeakageConfig) -> pl.Series:
+    try:
+        lines = store.read_bytes(one.ids).decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(one, error) from error
+    found = {line.strip() for line in lines} - {""}
+    return pl.Series("ids", sorted(found), pl.String)
+
+
+def _digest(one: LeakageConfig) -> str:
+    try:
+        return store.sha256_of(one.ids)
+    except OSError as error:
+        raise _unreadable(one, error) from error
+
+
+def _unreadable(one: LeakageConfig, error: Exception) -> UserError:
+    return UserError(
+        f"clean.leakage.ids {one.ids!r} cannot be read.",
+        f"{error}.",
+        "Give a UTF-8 text file with one image id or name a line.",
+    )
