@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from manifests.work import StageDir
 from pipelines.demo.conversations import FILES, Mix, make_mix
 from pipelines.demo.mix_dirt import CLEAN, DIRT, KINDS
-from pipelines.demo.mix_judge import judge_fates, judgement_text
+from pipelines.demo.mix_judge import fates_of_mix, judge_fates, judge_written, judgement_text
 from pipelines.demo.mix_pictures import FOLDERS
 from pipelines.demo.mix_questions import (
     KINDS as QUESTIONS,
@@ -30,10 +32,13 @@ from pipelines.demo.mix_questions import (
     questions,
     with_options,
 )
+from pipelines.demo.mix_show import mix_recipe, published_counts
 from pipelines.demo.mix_text import text_task
 from pipelines.demo.scenes import COLOURS, SHAPES, Scene, box_of, draw_scene
 from pipelines.demo.seeds import rng_for
 from pipelines.demo.world import FILE_TIME
+from pipelines.launch import run_recipe
+from pipelines.recipe import read_yaml
 
 NUM_PICTURES = 120
 SCENES = [clear_scene(11, index) for index in range(150)]
@@ -474,3 +479,66 @@ def test_the_judge_marks_every_row_that_met_another_fate(
     found = judge_fates(TRUTH, fates)
     assert {one.kind for one in found if not one.is_right} == wrong
     assert judgement_text(found, "fates", "row").count("WRONG") == len(wrong)
+
+
+# -- the run --
+
+
+@pytest.fixture(scope="module")
+def run(mix: Mix, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageDir]:
+    """Return the finished stages of the demo's recipe over the small mix."""
+    out = tmp_path_factory.mktemp("run")
+    return run_recipe(mix_recipe(mix.truth_path.parent), str(out), executor="local")
+
+
+def test_every_planted_row_meets_its_fate_and_every_clean_one_is_kept(
+    truth: pl.DataFrame, run: dict[str, StageDir]
+) -> None:
+    findings = judge_fates(truth, fates_of_mix(run))
+    assert {one.kind for one in findings} == set(KINDS)
+    assert [one for one in findings if not one.is_right] == []
+
+
+def test_every_written_row_is_as_the_truth_has_it(
+    truth: pl.DataFrame, run: dict[str, StageDir]
+) -> None:
+    findings = judge_written(truth, run)
+    assert len(findings) == 5
+    assert {one.planted for one in findings} == {truth["is_kept"].sum()}
+    assert [one for one in findings if not one.is_right] == []
+
+
+def reworded(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what gives a row's first round another question or answer."""
+    return lambda row: {"rounds": [row["rounds"][0] | {name: "another"}]}
+
+
+CHANGES = {
+    "questions": reworded("question"),
+    "answers": reworded("answer"),
+    "image bytes": lambda _: {"image_sha256": [b"another"]},
+    "image suffixes": lambda _: {"suffixes": ["png"]},
+    "rows": lambda _: {"is_kept": False},
+}
+
+
+@pytest.mark.parametrize("aspect", CHANGES)
+def test_the_judge_sees_one_row_that_is_not_as_planted(
+    aspect: str, truth: pl.DataFrame, run: dict[str, StageDir]
+) -> None:
+    rows = truth.to_dicts()
+    one = next(r for r in rows if r["is_kept"] and len(r["rounds"]) == len(r["images"]) == 1)
+    one |= CHANGES[aspect](one)
+    findings = judge_written(pl.DataFrame(rows, schema=truth.schema), run)
+    wrong = {finding.kind: finding.found["wrong"] for finding in findings if not finding.is_right}
+    assert wrong.pop(aspect) == 1
+    # of a row that should not be there, all is right but that: the others count one too many
+    assert set(wrong) <= (set(CHANGES) if aspect == "rows" else set())
+
+
+def test_the_recipe_has_the_counts_of_the_whole_mix(tmp_path: Path) -> None:
+    made = make_mix(tmp_path)
+    given = read_yaml("warren:recipes/demo_mix.yaml")
+    assert given["mix"]["published"] == published_counts(pl.read_parquet(made.truth_path))
+    assert list(given["source"]["files"]) == list(FILES)
+    assert set(given["resolve"]["roots"]) == {folder.prefix for folder in FOLDERS.values()}

@@ -223,7 +223,7 @@ def _leaked_list(rows: dict[str, list[_Planted]]) -> bytes:
 
 def _truth(source: str, at: int, planted: _Planted) -> dict[str, Any]:
     dirt, row = planted.dirt, planted.row
-    no_key = dirt.loses_key or not row.key
+    no_key = dirt.stage == "ingest" or not row.key  # ingest numbers the rows it cannot use
     images = [picture.image for picture in planted.pictures]
     rounds = [{"kind": q.kind, "question": q.text, "answer": q.answer} for q in row.rounds]
     rounds[0]["answer"] += dirt.ending

@@ -40,8 +40,7 @@ class Dirt:
 
     stage, reason: who drops the row, and why; reason "" means that it is kept as it is, and
     "mended:<what>" that it is kept. source, folder: where the row and its image lie.
-    loses_key: the row's id cannot be read, so that its place in the file is its key. ending: what
-    the first answer ends with in the end.
+    ending: what the first answer ends with in the end.
     """
 
     kind: str
@@ -51,7 +50,6 @@ class Dirt:
     folder: str = "gqa"
     mar: Mar = as_it_is
     damage: Damage = whole
-    loses_key: bool = False
     ending: str = ""
 
     @property
@@ -160,17 +158,20 @@ COPY_IN_WIZARDLM = Dirt("copy in its file", "mix", "duplicate_conversation", "wi
 COPY_OF_REPLACED = Dirt("copy of a replaced row", source="wizardlm")
 LEAKED = Dirt("leaked image", "clean", "benchmark_leakage", folder="coco")
 NOT_LEAKED = Dirt("leaked name elsewhere")
+PLACEHOLDER_ALONE = Dirt(
+    "placeholder, no image", "clean", "image_count", mar=_placeholder_without_image
+)
 
 DIRT = (
-    Dirt("text for a row", "ingest", "not_an_object", mar=_only_text, loses_key=True),
+    Dirt("text for a row", "ingest", "not_an_object", mar=_only_text),
     Dirt("no conversation", "ingest", "unknown_format", mar=_without_turns),
     Dirt("turns are text", "ingest", "bad_field", mar=_turns_as_text),
-    Dirt("cut line", "ingest", "bad_json", "messages", mar=_cut_line, loses_key=True),
+    Dirt("cut line", "ingest", "bad_json", "messages", mar=_cut_line),
     Dirt("empty answer", "clean", "empty_turn", mar=_empty_answer),
     Dirt("two human turns", "clean", "roles_not_alternating", mar=_human_twice),
     Dirt("unknown role", "clean", "unknown_role", mar=_unknown_role),
     Dirt("two placeholders", "clean", "image_count", mar=_placeholder_twice),
-    Dirt("placeholder, no image", "clean", "image_count", mar=_placeholder_without_image),
+    PLACEHOLDER_ALONE,
     Dirt("no answer at all", "clean", "no_rounds", mar=_only_a_question),
     Dirt("message is empty", "clean", "message_is_empty", folder="vg", mar=_message_is_empty),
     Dirt("answer in question", "clean", "repeated_output", "wizardlm", mar=_answer_in_question),

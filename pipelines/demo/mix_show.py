@@ -16,6 +16,7 @@ from manifests.paths import name_of
 from manifests.work import StageDir
 from pipelines import ask
 from pipelines.demo.conversations import FILES, LEAKED_LIST, TRUTH, make_mix
+from pipelines.demo.mix_dirt import PLACEHOLDER_ALONE
 from pipelines.demo.mix_judge import fates_of_mix, judge_fates, judge_written, judgement_text
 from pipelines.demo.mix_pictures import FOLDERS
 from pipelines.launch import run_recipe
@@ -47,8 +48,35 @@ def mix_recipe(world: Path) -> Recipe:
     files = {source: str(world / "instruct" / name) for source, name in FILES.items()}
     roots = {one.prefix: str(world / "images" / one.place) for one in FOLDERS.values()}
     leakage = [{"ids": str(world / "instruct" / LEAKED_LIST), "under": "coco/"}]
-    settings = {"source.files": files, "resolve.roots": roots, "clean.leakage": leakage}
+    settings: dict[str, Any] = {
+        "source.files": files,
+        "resolve.roots": roots,
+        "clean.leakage": leakage,
+        "mix.published": published_counts(pl.read_parquet(world / TRUTH)),
+    }
     return load(RECIPE, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
+
+
+def published_counts(truth: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the counts that the mix's makers would publish, as the recipe has them.
+
+    Rows that ingest cannot use are counted in a file, but nothing can be asked of them.
+    """
+    in_svit = pl.col("source") == "svit"
+    readable = in_svit & (pl.col("stage") != "ingest")
+    is_core = pl.col("key").str.starts_with("svit_")
+    no_image = (pl.col("images").list.len() == 0) | (pl.col("kind") == PLACEHOLDER_ALONE.kind)
+    counted: dict[str, tuple[pl.Expr, dict[str, Any]]] = {
+        "SVIT mix": (in_svit, {"source": "svit"}),
+        "SVIT core": (readable & is_core, {"source": "svit", "id_prefix": "svit_"}),
+        "text-only": (readable & no_image, {"source": "svit", "has_image": False}),
+        "WizardLM": (pl.col("source") == "wizardlm", {"source": "wizardlm"}),
+    }
+    origin = "pipelines/demo/conversations.py"
+    return [
+        {"name": name, "rows": truth.filter(rows).height, "where": where, "origin": origin}
+        for name, (rows, where) in counted.items()
+    ]
 
 
 def _compare(truth_path: Path, chain: dict[str, StageDir], say: Callable[[str], Any]) -> bool:
