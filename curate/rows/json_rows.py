@@ -255,6 +255,8 @@ def _line_spans(path: str, file: BinaryIO, start: int, block_bytes: int) -> Iter
 
 
 def _lines_of(data: npt.NDArray[np.uint8]) -> Spans:
+    if not len(data):
+        return np.zeros((0, 2), np.int64)
     ends = np.append(np.flatnonzero(data == _NEWLINE), len(data))
     starts = np.concatenate([[0], ends[:-1] + 1])
     spans = _trimmed(data, np.stack([starts, ends], axis=1))
@@ -266,7 +268,7 @@ def _trimmed(data: npt.NDArray[np.uint8], spans: Spans) -> Spans:
     spans = spans.astype(np.int64)
     for column, step in ((0, 1), (1, -1)):
         running = np.arange(len(spans))
-        while len(running):
+        while len(running) and len(data):
             here = spans[running]
             looked = here[:, column] - (column == 1)
             is_more = (here[:, 0] < here[:, 1]) & _IS_SPACE[data[np.minimum(looked, len(data) - 1)]]
