@@ -65,9 +65,7 @@ def why(chain: Mapping[str, StageDir], name: str) -> list[Story]:
     the sample has in the written shards; the first of these that is found.
     Raises: UserError when no row has it.
     """
-    uids = (
-        _uids_of_key(chain, name) or _uid_if_known(chain, name) or _uids_of_member(chain, name)
-    )
+    uids = _uids_of_key(chain, name) or _uid_if_known(chain, name) or _uids_of_member(chain, name)
     if not uids:
         raise UserError(
             f"No sample has the key or uid {name!r}.",

@@ -77,7 +77,7 @@ def test_every_recipe_that_a_readme_names_is_there() -> None:
 def test_the_stage_table_of_the_readme_is_the_stage_table() -> None:
     text = (ROOT / "README.md").read_text()
     rows = re.findall(
-        r"^\| `(\w+)` \|.*?\| (SAMPLES|VERDICTS|VECTORS|ASSIGNMENTS|FOREST|TRAIN_INDEX)",
+        r"^\| `(\w+)` \|.*?\| (SAMPLES|VERDICTS|VECTORS|ASSIGNMENTS|FOREST|CLEANED|RESOLVED|TRAIN_INDEX)",
         text,
         re.MULTILINE,
     )
