@@ -105,6 +105,14 @@ def test_rows_of_json_lines_are_the_lines_that_are_not_blank(
     assert texts_in(content, block_bytes) == [line for line in expected if line]
 
 
+@pytest.mark.parametrize("num", [1, 15, 16, 17, 40, 1000])
+@pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
+def test_white_space_of_any_length_around_a_line_is_not_its_own(num: int, block_bytes: int) -> None:
+    white = " \t" * num
+    content = f"{{}}{white}\n{white}\n{white}[1, {white}2]{white}\r\n{white}3".encode()
+    assert texts_in(content, block_bytes) == [b"{}", f"[1, {white}2]".encode(), b"3"]
+
+
 @pytest.mark.parametrize("num", [1, 2, 15, 16, 17, 18, 40, 41, 1000, 1001])
 @pytest.mark.parametrize("block_bytes", [1, 4, 17, 1 << 20])
 def test_a_quote_is_escaped_by_an_odd_number_of_backslashes(num: int, block_bytes: int) -> None:

@@ -32,9 +32,9 @@ _Bytes = npt.NDArray[np.uint8]
 
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
-_QUOTE, _BACKSLASH, _COMMA, _LINE_FEED, _RETURN = b'"\\,\n\r'
+_QUOTE, _BACKSLASH, _COMMA, _LINE_FEED = b'"\\,\n'
 _IS_WHITE = np.isin(np.arange(256), list(_WHITE))
-_STEPS = 16  # backslashes followed one by one before a run is measured in another way
+_STEPS = 16  # bytes of a run that are followed one by one before it is measured in another way
 _NO_PLACES: _Places = np.zeros(0, np.int64)
 
 _KNOWN_STARTS = (
@@ -369,10 +369,16 @@ def _is_bracket(data: _Bytes) -> _Mask:
 
 def _trimmed(data: _Bytes, starts: _Places, ends: _Places) -> tuple[_Places, _Places]:
     """Return the pieces without the white space around them; a blank one has start == end."""
-    ends = ends - ((ends > starts) & (data[ends - 1] == _RETURN))
-    full = np.flatnonzero(ends > starts)
-    if not _IS_WHITE[data[np.concatenate([starts[full], ends[full] - 1])]].any():
-        return starts, ends
+    left = np.arange(len(starts))
+    for _ in range(_STEPS):
+        left = left[starts[left] < ends[left]]
+        before, after = _IS_WHITE[data[starts[left]]], _IS_WHITE[data[ends[left] - 1]]
+        after &= ~before | (ends[left] - starts[left] > 1)
+        starts[left] += before
+        ends[left] -= after
+        left = left[before | after]
+        if not left.size:
+            return starts, ends
     solid = np.append(np.flatnonzero(~_IS_WHITE[data]), len(data))
     starts = np.minimum(solid[np.searchsorted(solid, starts)], ends)
     last = np.append(-1, solid)[np.searchsorted(solid, ends)]
