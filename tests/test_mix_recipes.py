@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from mix_files import (
     COPY,
     FILES,
     FIRST_COPIED,
     GIF,
     IMAGES,
+    IN_SMALL_FILES,
     LAST_COPIED,
     LOST,
     VFLAN_PNG,
@@ -26,6 +28,7 @@ from small_inputs import rows_of, run_here, stages
 
 from manifests.ledger import MENDED_PREFIX, QUARANTINE_PREFIX
 from manifests.work import StageDir
+from pipelines.cli import main
 from pipelines.recipe import load
 
 SOURCES = {
@@ -142,6 +145,18 @@ def test_rows_keep_what_their_file_says_of_them(made: tuple[str, dict[str, Stage
         ring = samples["allava_laion_inst_100277305"]
         assert ring["url"] == "https://shop.example/100277305.jpg"
         assert json.loads(ring["extra"])["original_caption"] == "Ring no. 100277305"
+
+
+def test_published_counts_are_told_beside_those_of_the_small_files(
+    made: tuple[str, dict[str, StageDir]],
+) -> None:
+    name, chain = made
+    out = str(Path(chain["mix"].path).parent)
+    told = CliRunner().invoke(main, ["counts", out, "--json"])
+    assert told.exit_code == 0
+    found = {one["name"]: one["found"] for one in json.loads(told.stdout)["published"]}
+    assert found == IN_SMALL_FILES[name]
+    assert CliRunner().invoke(main, ["counts", out, "--strict"]).exit_code == 1
 
 
 def test_what_two_files_share_comes_once_when_copies_are_dropped(tmp_path: Path) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
-from mix_files import FILES, Planted
-from test_recipe import RECIPES
+from mix_files import ALLAVA, CORE, FILES, IN_SMALL_FILES, OF_PATH, OTHER_COCO, Planted
 
 from curate.rows.mix_config import MixConfig
 from curate.rows.row_rules import meets
 from pipelines.recipe import load
 
-CORE = ("SVIT detail", "SVIT conversation", "SVIT complex", "SVIT referring")
-OF_PATH = ("GQA", "OCR-VQA", "TextCaps", "Visual Genome", "ShareGPT")
-OTHER_COCO = "VQAv2 + OKVQA + A-OKVQA + RefCOCO"
-BUNNY = {"SVIT-mix-665K": 19, "SVIT-core-150K": 5, "WizardLM": 8}
-ALLAVA = {"ALLaVA-Instruct-LAION-4V": 4, "ALLaVA-Instruct-VFLAN-4V": 3}
-BOTH_CHATS = {"ShareGPT of SVIT-mix": 3, "ShareGPT of LLaVA": 3, "LLaVA-v1.5-mix665K": 12}
-IN_SMALL_FILES = {
-    "bunny_695k": BUNNY
-    | dict(zip(CORE, (2, 1, 1, 1), strict=True))
-    | dict(zip(OF_PATH, (3, 3, 1, 1, 3), strict=True))
-    | {OTHER_COCO: 3},
-    "llava_665k": dict(zip(OF_PATH, (1, 2, 1, 1, 3), strict=True))
-    | {"LLaVA-v1.5-mix665K": 12, "images of COCO": 4},
-    "bunny_llava_1.4m": BUNNY | BOTH_CHATS,
-    "bunny_allava_1.3m": BUNNY | ALLAVA | {"ShareGPT": 3},
-    "bunny_llava_allava_2m": BUNNY | ALLAVA | BOTH_CHATS,
-}
-"""Recipe -> published name -> rows of mix_files.py that it means, counted by hand."""
+RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
 TOTALS = {
     "bunny_695k": 694_610,
     "llava_665k": 665_298,
