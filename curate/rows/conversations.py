@@ -146,11 +146,13 @@ def _all_of(values: Sequence[Any], kinds: set[type]) -> bool:
 def normalise(row: Any) -> Conversation:
     """Return a parsed row in the common form. Roles that nobody knows stay as they are.
 
+    A field that is null is as good as not there: tables of mixed forms have all their fields.
+
     Raises: BadRow for what is no object, has none of the known forms, or a field of a wrong type.
     """
     if not isinstance(row, dict):
         raise BadRow("not_an_object", f"a row is {type(row).__name__}, not an object")
-    form = next((name for name in _FIELDS if name in row), None)
+    form = next((name for name in _FIELDS if row.get(name) is not None), None)
     if form is None or (form == "instruction" and "output" not in row):
         raise BadRow("unknown_format", f"its keys are {sorted(map(str, row))[:12]}")
     images = _images(row)

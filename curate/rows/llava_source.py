@@ -20,6 +20,7 @@ import pyarrow as pa
 from curate.media.tars import RangeReader
 from curate.rows import json_rows
 from curate.rows.conversations import BadRow, Conversations, conversations_of, normalise
+from curate.rows.foreign import json_text
 from curate.source_config import SourceConfig
 from manifests import ledger, paths
 from manifests.errors import PartDamaged
@@ -97,31 +98,29 @@ def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     spans = json_rows.spans_within(data, is_array=payload["is_array"])
     if len(spans) != payload["rows"]:
         raise PartDamaged(f"{file.path} has changed: {len(spans)} of {payload['rows']} rows.")
-    values = _parsed(data, spans, is_array=payload["is_array"])
-    rows = _Rows(file, payload["first_row"], values)
+    rows = _Rows(file, payload["first_row"], _parsed(data, spans))
     return rows.output(payload, spans + start)
 
 
-def _parsed(data: bytes, spans: json_rows.Spans, *, is_array: bool) -> list[Any]:
-    """Return each row's value, or the BadRow that says why there is none."""
-    whole = data if is_array else b",".join(data[a:b] for a, b in spans.tolist())
-    try:
-        values = orjson.loads(b"[%b]" % whole)
-    except orjson.JSONDecodeError:
-        values = None
-    if values is not None and len(values) == len(spans):
-        return list(values)
-    return [_value(data[a:b]) for a, b in spans.tolist()]
+def _parsed(data: bytes, spans: json_rows.Spans) -> list[Any]:
+    """Return each row's value, or the BadRow that says why there is none.
+
+    One by one: lines that are broken alone can make good JSON together.
+    """
+    view = memoryview(data)
+    return [_value(view[start:end]) for start, end in spans.tolist()]
 
 
-def _value(text: bytes) -> Any:
+def _value(text: memoryview) -> Any:
     """Return a row's value; what orjson refuses (lone surrogates, NaN) Python may still read."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text.decode("utf-8", "replace"))
+        return json.loads(str(text, "utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow("bad_json", f"{error.reason} at byte {error.start} of the row")
     except (ValueError, RecursionError) as error:
         return BadRow("bad_json", str(error))
 
@@ -210,8 +209,8 @@ class _Rows:
 def _as_text(value: Any) -> str:
     try:
         return orjson.dumps(value, option=_PLAIN).decode()
-    except TypeError:  # numbers beyond 64 bits, lone surrogates
-        return json.dumps(value, sort_keys=True)
+    except TypeError:  # numbers beyond 64 bits, lone surrogates, a depth beyond 254
+        return json_text(value)
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:
