@@ -28,6 +28,8 @@ def planted(folder: Path) -> Row:
     svit += [text_row(f"sharegpt{n}") for n in range(4)]
     svit[0]["image"] = "coco/missing.jpg"
     svit[6]["conversations"].append({"from": "human", "value": "And?"})
+    svit[6]["conversations"].insert(0, {"from": "gpt", "value": "Hello."})
+    svit[9]["conversations"].append({"from": "human", "value": "And?"})
     svit[7] = image_row("svit_complex_2", ["vg/0.jpg", "coco/1.jpg"], "Both?", "Yes.")
     svit += [svit[3] | {"id": "again"}, "no row"]
     wizard: list[Row] = [{"instruction": f"Do {n}.", "output": f"{n} is done."} for n in range(6)]
@@ -101,7 +103,7 @@ def answer(*words: object) -> Any:
 def test_every_source_tells_where_its_rows_went(finished: Path) -> None:
     svit, wizardlm = answer(finished)["sources"]
     assert (svit["source"], svit["rows"], svit["kept"], svit["written"]) == ("svit", 20, 12, 12)
-    assert svit["mended"] == {"dangling_human_turn": 1}
+    assert svit["mended"] == {"leading_gpt_turn": 1, "dangling_human_turn": 2}
     lost = {name: (one["dropped"], one["quarantined"]) for name, one in svit["stages"].items()}
     assert lost == {
         "ingest": ({}, {"not_an_object": 1}),
@@ -111,7 +113,7 @@ def test_every_source_tells_where_its_rows_went(finished: Path) -> None:
     }
     assert (wizardlm["rows"], wizardlm["kept"], wizardlm["written"]) == (6, 5, 10)
     assert wizardlm["mended"] == {}
-    assert wizardlm["stages"]["clean"]["dropped"] == {"empty_answer": 1}
+    assert wizardlm["stages"]["clean"]["dropped"] == {"empty_turn": 1}
 
 
 def test_the_sources_add_up_to_the_stages(finished: Path) -> None:
@@ -140,9 +142,9 @@ def test_a_difference_is_told_on_stderr_and_fails_when_strict(finished: Path) ->
     assert warnings[0] == "warning: wizardlm: 6 rows, not the 7 published (wizardlm#1)"
     assert len(warnings) == len(DIFFERENT)
     assert strict.stderr.splitlines() == [*warnings, "error: 2 published counts differ"]
-    assert "clean: empty_answer 1" in done.stdout
+    assert "clean: empty_turn 1" in done.stdout
     assert "resolve: quarantine missing_image 1; mix: replaced 4" in " ".join(done.stdout.split())
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("coco ")]
+    (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == ["coco"]]
     assert line.split() == ["coco", "11", "12", "+1", "9", "DIFFERS", "coco#1"]
 
 
