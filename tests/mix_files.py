@@ -209,6 +209,25 @@ FILES: Mapping[str, tuple[str, Sequence[Planted]]] = {
 }
 """Name of a source in the recipes -> its file in the data folder, and its rows."""
 
+CORE = ("SVIT detail", "SVIT conversation", "SVIT complex", "SVIT referring")
+OF_PATH = ("GQA", "OCR-VQA", "TextCaps", "Visual Genome", "ShareGPT")
+OTHER_COCO = "VQAv2 + OKVQA + A-OKVQA + RefCOCO"
+BUNNY = {"SVIT-mix-665K": 19, "SVIT-core-150K": 5, "WizardLM": 8}
+ALLAVA = {"ALLaVA-Instruct-LAION-4V": 4, "ALLaVA-Instruct-VFLAN-4V": 3}
+BOTH_CHATS = {"ShareGPT of SVIT-mix": 3, "ShareGPT of LLaVA": 3, "LLaVA-v1.5-mix665K": 12}
+IN_SMALL_FILES = {
+    "bunny_695k": BUNNY
+    | dict(zip(CORE, (2, 1, 1, 1), strict=True))
+    | dict(zip(OF_PATH, (3, 3, 1, 1, 3), strict=True))
+    | {OTHER_COCO: 3},
+    "llava_665k": dict(zip(OF_PATH, (1, 2, 1, 1, 3), strict=True))
+    | {"LLaVA-v1.5-mix665K": 12, "images of COCO": 4},
+    "bunny_llava_1.4m": BUNNY | BOTH_CHATS,
+    "bunny_allava_1.3m": BUNNY | ALLAVA | {"ShareGPT": 3},
+    "bunny_llava_allava_2m": BUNNY | ALLAVA | BOTH_CHATS,
+}
+"""Recipe -> published name -> rows of these files that it means, counted by hand."""
+
 
 def write_data(folder: Path) -> None:
     """Write all files and images as <folder>/data/, which is where the recipes look."""

@@ -8,13 +8,16 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from mix_files import (
     COPY,
     FILES,
     FIRST_COPIED,
     GIF,
     IMAGES,
+    IN_SMALL_FILES,
     LAST_COPIED,
     LOST,
     VFLAN_PNG,
@@ -25,6 +28,7 @@ from small_inputs import rows_of, run_here, stages
 
 from manifests.ledger import MENDED_PREFIX, QUARANTINE_PREFIX
 from manifests.work import StageDir
+from pipelines.cli import main
 from pipelines.recipe import load
 
 SOURCES = {
@@ -61,11 +65,16 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[str, di
     return request.param, run_recipe(tmp_path_factory.mktemp("mix"), request.param)
 
 
+def verdicts_of(stage: StageDir) -> list[dict[str, Any]]:
+    """Return a stage's verdicts."""
+    return [row for path in stage.verdict_files() for row in pq.read_table(path).to_pylist()]
+
+
 def fates_of(chain: Mapping[str, StageDir]) -> dict[int, str]:
     """Return uid -> the last thing that happened to the row: its mend, who dropped it, or ""."""
     found: dict[int, str] = {}
     for name, stage in chain.items():
-        for row in rows_of(stage, "verdicts"):
+        for row in verdicts_of(stage):
             reason = row["reason"].removeprefix(QUARANTINE_PREFIX)
             if not row["keep"]:
                 found[row["uid"]] = f"{name}: {reason}"
@@ -74,11 +83,10 @@ def fates_of(chain: Mapping[str, StageDir]) -> dict[int, str]:
     return found
 
 
-def planted(name: str) -> dict[int, str]:
-    """Return uid -> what must become of the row, by recipe."""
-    lost = {} if name not in KEEPS_COPIES else {COPY: ""}
+def planted(name: str, *, keeps_copies: bool) -> dict[int, str]:
+    """Return uid -> what must become of the row."""
     return {
-        place << 24 | row: lost.get(one.fate, one.fate)
+        place << 24 | row: "" if keeps_copies and one.fate == COPY else one.fate
         for place, source in enumerate(SOURCES[name])
         for row, one in enumerate(FILES[source][1])
     }
@@ -95,8 +103,9 @@ def mixed(chain: Mapping[str, StageDir]) -> list[dict[str, Any]]:
 
 def test_every_row_meets_the_fate_that_was_planted(made: tuple[str, dict[str, StageDir]]) -> None:
     name, chain = made
-    assert fates_of(chain) == planted(name)
-    kept = [uid for uid, fate in planted(name).items() if is_kept(fate)]
+    expected = planted(name, keeps_copies=name in KEEPS_COPIES)
+    assert fates_of(chain) == expected
+    kept = [uid for uid, fate in expected.items() if is_kept(fate)]
     assert len(kept) == NUM_KEPT[name] == len(mixed(chain))
     assert sorted(row["uid"] for row in rows_of(chain["mix"])) == kept
 
@@ -138,15 +147,24 @@ def test_rows_keep_what_their_file_says_of_them(made: tuple[str, dict[str, Stage
         assert json.loads(ring["extra"])["original_caption"] == "Ring no. 100277305"
 
 
+def test_published_counts_are_told_beside_those_of_the_small_files(
+    made: tuple[str, dict[str, StageDir]],
+) -> None:
+    name, chain = made
+    out = str(Path(chain["mix"].path).parent)
+    told = CliRunner().invoke(main, ["counts", out, "--json"])
+    assert told.exit_code == 0
+    found = {one["name"]: one["found"] for one in json.loads(told.stdout)["published"]}
+    assert found == IN_SMALL_FILES[name]
+    assert CliRunner().invoke(main, ["counts", out, "--strict"]).exit_code == 1
+
+
 def test_what_two_files_share_comes_once_when_copies_are_dropped(tmp_path: Path) -> None:
     chain = run_recipe(tmp_path, "bunny_llava_1.4m", "mix.dedup=all")
-    expected = planted("bunny_695k") | {}
-    llava = {1 << 24 | row: one.fate for row, one in enumerate(FILES["llava"][1])}
     copies = range(FIRST_COPIED, LAST_COPIED + 1)
-    llava |= {1 << 24 | row: COPY for row in copies}
-    expected = {uid if uid < 1 << 24 else uid + (1 << 24): fate for uid, fate in expected.items()}
-    assert fates_of(chain) == expected | llava
-    lost = {row["uid"]: row["evidence_uid"] for row in rows_of(chain["mix"], "verdicts")}
+    copied = {1 << 24 | row: COPY for row in copies}
+    assert fates_of(chain) == planted("bunny_llava_1.4m", keeps_copies=False) | copied
+    lost = {row["uid"]: row["evidence_uid"] for row in verdicts_of(chain["mix"])}
     assert [lost[1 << 24 | row] for row in copies] == [5, 7, 8, 11, 12]
 
 

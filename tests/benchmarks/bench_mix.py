@@ -1,6 +1,7 @@
 """A mix of 700,000 instruction rows, 100,000 with an image: `warren run` beside the plain loop.
 
     python tests/benchmarks/bench_mix.py [--world DIR] [--rows N] [--images N] [--repeats N]
+        [--executors local ray]
 
 The plain loop (plain_mix.py) loads the JSON, shuffles it and writes 10,000 samples a shard with
 webdataset. Warren does that too, checks each conversation and each image, drops copies, and leaves
@@ -16,7 +17,7 @@ import shutil
 import statistics
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,22 +41,24 @@ mix: {{samples_per_shard: 10000}}
 """
 
 
-def commands(world: Path, out: Path) -> dict[str, list[str]]:
+def commands(world: Path, out: Path, executors: Sequence[str]) -> dict[str, list[str]]:
     """Return name -> the command that mixes the world into the folder `out`."""
     recipe = world.parent / f"{world.name}.yaml"
     recipe.write_text(RECIPE.format(world=world))
     warren = [sys.executable, "-m", "pipelines.cli", "run", str(recipe), "--out", str(out)]
     plain = [sys.executable, str(Path(__file__).with_name("plain_mix.py")), str(world), str(out)]
-    ours = {f"Warren, {name}": [*warren, "--executor", name] for name in EXECUTORS}
+    ours = {f"Warren, {name}": [*warren, "--executor", name] for name in executors}
     return {PLAIN: plain} | ours
 
 
-def costs(world: Path, repeats: int, num_rows: int) -> dict[str, list[Cost]]:
+def costs(
+    world: Path, executors: Sequence[str], repeats: int, num_rows: int
+) -> dict[str, list[Cost]]:
     """Run each in turn, `repeats` times. Raises: SystemExit when a run writes another number."""
     out, found = world.parent / "out", dict[str, list[Cost]]()
     log = world.parent / "log.txt"
     for _ in range(repeats):
-        for name, command in commands(world, out).items():
+        for name, command in commands(world, out, executors).items():
             shutil.rmtree(out, ignore_errors=True)
             found.setdefault(name, []).append(measured(command, ROOT, log))
             _check(out, num_rows)
@@ -74,7 +77,7 @@ def _check(out: Path, num_rows: int) -> None:
 
 
 def compare(
-    options: Options, *, world: Path, rows: int, images: int, repeats: int
+    options: Options, *, world: Path, rows: int, images: int, repeats: int, executors: Sequence[str]
 ) -> Iterator[Row]:
     """Yield seconds, rates and memory of each way to the mix, beside those of the plain loop."""
     if missing := report.skipped("instruction mix", *NEEDS):
@@ -83,7 +86,7 @@ def compare(
     made = write_world(world.resolve(), num_rows=rows, num_images=images)
     size = (made / "rows.json").stat().st_size
     yield Row("world", f"{rows:,} rows, {size / 1e9:.2f} GB of JSON, {images:,} images")
-    found = costs(made, repeats, rows)
+    found = costs(made, executors, repeats, rows)
     plain = found.pop(PLAIN)
     for name, runs in found.items():
         yield from _beside(f"{rows:,} rows, {name}", runs, plain)
@@ -122,11 +125,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS)
     args = vars(parser.parse_args(words))
-    extra = {name: args.pop(name) for name in ("world", "rows", "images", "repeats")}
+    extra = {name: args.pop(name) for name in ("world", "rows", "images", "repeats", "executors")}
     extra["world"] = extra["world"] or args["out"] / "mix"
     if args["quick"]:
         extra |= {"rows": QUICK_ROWS, "images": QUICK_IMAGES, "repeats": 1}
+        extra["executors"] = ["local"]  # Ray's start alone takes longer than all the rest
     report.run_with(Path(__file__).stem, Options(**args), partial(compare, **extra))
 
 
