@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from small_inputs import bad_rows, record, rows_of, run_here, stages
 
+from curate.rows import llava_source
+from curate.source_config import SourceConfig
 from manifests import store
 from manifests.errors import StageFailed, UserError
-from manifests.work import StageDir
+from manifests.ledger import Tally, tally
+from manifests.work import Output, StageDir
 
 Row = dict[str, Any]
 
@@ -200,3 +205,87 @@ def test_a_file_that_is_no_list_of_rows_is_refused_before_any_part(
         ingest(tmp_path, {"s": "a.json"})
     with pytest.raises(UserError, match="does not exist"):
         ingest(tmp_path, {"s": "none.json"})
+
+
+@pytest.mark.parametrize("depth", [200, 249, 260, 480, 1000, 1020, 1100, 200_000])
+@pytest.mark.parametrize("value", ["1", '"\\ud800"', "NaN", "123456789012345678901234567890"])
+def test_a_field_is_kept_or_its_row_is_bad_by_its_depth(
+    tmp_path: Path, depth: int, value: str
+) -> None:
+    deep = '{"id": "d", "conversations": [], "deep": ' + "[" * depth + value + "]" * depth + "}"
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "conversations": []}\n' + deep)
+    directory = ingest(tmp_path, {"s": "a.jsonl"})
+    rows = rows_of(directory)
+    if depth < 250:
+        assert rows[1]["extra"].count("[") == depth
+    else:
+        (error,) = bad_rows(directory)
+        assert error in [("s_1", "bad_field"), ("s_1", "bad_json")]
+        assert [row["key"] for row in rows] == ["a"]
+
+
+def test_names_of_fields_may_be_any_text(tmp_path: Path) -> None:
+    lines = [
+        '{"\\ud800": 1}',
+        '{"conversations": [], "\\ud800": ' + "[" * 300 + "]" * 300 + "}",
+        '{"conversations": [], "\\ud800\\u0000": 5}',
+    ]
+    (tmp_path / "a.json").write_text(f"[{','.join(lines)}]")
+    directory = ingest(tmp_path, {"s": "a.json"})
+    assert bad_rows(directory) == [("s_0", "unknown_format"), ("s_1", "bad_field")]
+    (row,) = rows_of(directory)
+    assert json.loads(row["extra"]) == {"\ufffd\x00": 5}
+
+
+def test_files_damaged_at_random_are_rows_or_user_errors(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    values = [json.loads(line) for line, error in MIXED if error != "bad_json"] * 2
+    whole = {
+        "a.json": json.dumps(values).encode(),
+        "a.jsonl": "\n".join(json.dumps(value) for value in values).encode(),
+    }
+    kept = bad = refused = 0
+    for attempt in range(300):
+        name = ("a.json", "a.jsonl")[attempt % 2]
+        (tmp_path / name).write_bytes(damaged(whole[name], rng))
+        source = SourceConfig(
+            kind="llava_json",
+            files={"s": str(tmp_path / name)},
+            bytes_per_part=rng.choice([9, 999]),
+        )
+        try:
+            items = llava_source.plan(source)
+        except UserError:
+            refused += 1
+            continue
+        for item in items:
+            counts = fates(llava_source.ingest_part(source, item.payload))
+            assert counts.rows_in == item.payload["rows"]
+            kept, bad = kept + counts.kept, bad + counts.num_quarantined
+    assert min(kept, bad, refused) > 20
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Return the bytes with one to four changed, cut out or repeated stretches."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        at, length = rng.randrange(len(data)), rng.randrange(1, 40)
+        stretch = rng.choice([rng.randbytes(1), b"", bytes(data[at : at + length]) * 2, b'"', b"]"])
+        data[at : at + rng.choice([1, length])] = stretch
+    return bytes(data)
+
+
+def fates(output: Output) -> Tally:
+    """Check that the tables of a part agree with each other; return the accounts."""
+    samples, talks = output.files.values()
+    assert isinstance(samples, pa.Table)
+    assert isinstance(talks, pa.Table)
+    assert output.verdicts is not None
+    assert output.quarantine is not None
+    counts = tally(output.verdicts)
+    assert counts.adds_up
+    for table in (samples, talks):
+        table.validate(full=True)
+        assert table.num_rows == counts.kept
+    assert output.quarantine.num_rows == counts.num_quarantined
+    return counts
