@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.strict import Strict
+from manifests.strict import MissingField, Strict
 
 
 class SourceConfig(Strict):
@@ -35,7 +35,7 @@ class SourceConfig(Strict):
     def _has_its_place(self) -> Self:
         needed, other = ("files", "path") if self.is_conversations else ("path", "files")
         if getattr(self, needed) is None:
-            raise ValueError(f"a source of kind {self.kind} needs {needed}: ...")
+            raise MissingField(needed)
         if getattr(self, other) is not None:
             raise ValueError(f"a source of kind {self.kind} takes {needed}, not {other}")
         return self

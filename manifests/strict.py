@@ -111,14 +111,25 @@ def unknown_key(name: str, known: list[str], *, where: str) -> UserError:
     return UserError(f"{where}.{name} is unknown.", f"Known keys: {', '.join(known)}.", fix)
 
 
+class MissingField(ValueError):
+    """Raised by a validator for a field that only some models of its class need."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is missing")
+        self.name = name
+
+
 def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
     path = [str(step) for step in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, MissingField):
+        path.append(cause.name)
     if first["type"] == "extra_forbidden":
         owner = _owner(cls, path[:-1])
         return unknown_key(path[-1], _keys(owner), where=".".join([where, *path[:-1]]))
     name = ".".join([where, *path])
-    if first["type"] == "missing":
+    if first["type"] == "missing" or isinstance(cause, MissingField):
         return UserError(f"{name} is missing.", "It has no default.", f"Add {path[-1]}: ...")
     return UserError(
         f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value."

@@ -25,6 +25,8 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 SECTIONS = {stage.asked_by: stage for stage in STAGES.values() if stage.name != "ingest"}
 """Section -> a stage that it asks for; all of one section have the section's config class."""
 _NEEDS_IMAGES = ("embed", "assemble")
+_OF_PAIRS = ("filter", "embed", "cluster", "dedup", "select", "assemble")
+_OF_CONVERSATIONS = ("clean", "resolve", "mix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
     """Check that each stage gets what it needs, before anything runs. Raises: UserError."""
+    _check_rows(source, configs)
     for name in _NEEDS_IMAGES:
         if name in configs and source.is_embeddings:
             raise UserError(
@@ -182,8 +185,30 @@ def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
             )
 
 
+def _check_rows(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
+    """Check that each stage works on what the source brings. Raises: UserError."""
+    wrong = _OF_PAIRS if source.is_conversations else _OF_CONVERSATIONS
+    for name in wrong:
+        if name not in configs:
+            continue
+        if source.is_conversations:
+            why = "A llava_json source brings instruction rows, which are not compared or ranked."
+            others = ", ".join(_OF_CONVERSATIONS)
+            fix = f"Remove recipe.{name}; the sections for instruction rows are {others}."
+        else:
+            why = f"A {source.kind} source brings image-text pairs."
+            fix = f"Remove recipe.{name}, or give a source of kind llava_json."
+        wanted = "image-text pairs" if source.is_conversations else "instruction rows"
+        raise UserError(f"recipe.{name} needs {wanted}.", why, fix)
+
+
 def _needs(configs: Mapping[str, Strict]) -> Iterator[tuple[str, str]]:
     """Yield (what asks, the stage that it needs)."""
+    if "resolve" in configs:
+        yield "resolve", "clean"
+    if "mix" in configs:
+        yield "mix", "clean"
+        yield "mix", "resolve"
     if "cluster" in configs:
         yield "cluster", "embed"
     if "dedup" in configs:

@@ -15,6 +15,20 @@ from pipelines.stages import STAGES
 RECIPES = Path(__file__).resolve().parent.parent / "pipelines" / "recipes"
 TARS: dict[str, Any] = {"source": {"kind": "webdataset", "path": "data"}}
 EMBEDDINGS: dict[str, Any] = {"source": {"kind": "clip_retrieval", "path": "data"}}
+TALKS: dict[str, Any] = {"source": {"kind": "llava_json", "files": {"svit": "svit.json"}}}
+OF_PAIRS: dict[str, dict[str, Any]] = {
+    "filter": {},
+    "embed": {"model": "m"},
+    "cluster": {"num_clusters": 5},
+    "dedup": {},
+    "select": {},
+    "assemble": {},
+}
+OF_TALKS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "resolve": {"roots": {"coco": "data/coco"}},
+    "mix": {},
+}
 
 
 def written(folder: Path, text: str) -> str:
@@ -43,6 +57,14 @@ def test_a_stage_that_a_recipe_does_not_name_is_skipped_and_ingest_always_runs()
     assert [stage.name for stage in parse(TARS).stages("ingest")] == ["ingest"]
     with pytest.raises(UserError, match="no stage 'embed'"):
         recipe.stages("embed")
+
+
+def test_instruction_rows_are_cleaned_resolved_and_mixed() -> None:
+    names = ["ingest", *OF_TALKS]
+    assert [stage.name for stage in parse(TALKS | OF_TALKS).stages()] == names
+    for last in range(1, len(names)):
+        sections = {name: OF_TALKS[name] for name in names[1:last]}
+        assert list(parse(TALKS | sections).configs) == names[:last]
 
 
 def test_the_stages_run_in_the_order_of_the_table_not_of_the_file() -> None:
@@ -123,6 +145,10 @@ def test_a_wrong_override_is_a_user_error(tmp_path: Path, override: str, message
         ("filter: {}", r"recipe\.source is missing"),
         ("source:", r"recipe\.source should be a mapping, not None"),
         ("source: {kind: webdataset}", r"recipe\.source\.path is missing"),
+        ("source: {kind: llava_json}", r"recipe\.source\.files is missing(.|\n)*Add files: \.\.\."),
+        ("source: {kind: llava_json, files: {}}", r"recipe\.source\.files is \{\}"),
+        ("source: {kind: llava_json, files: {a: b}, path: c}", "takes files, not path"),
+        ("source: {kind: webdataset, path: c, files: {a: b}}", "takes path, not files"),
         ("source: data", r"recipe\.source should be a mapping"),
         (BASE + "5: {}", r"recipe\.5 is unknown"),
         (BASE + "cluster: {num_clusters: 5}", r"recipe\.cluster needs recipe\.embed"),
@@ -165,6 +191,18 @@ def test_merge_keys_of_yaml_work(tmp_path: Path) -> None:
             EMBEDDINGS | {"select": {"centroid_band": [0, 1]}},
             r"recipe\.select needs recipe\.cluster",
         ),
+        *(
+            (TALKS | {name: given}, rf"recipe\.{name} needs image-text pairs")
+            for name, given in OF_PAIRS.items()
+        ),
+        *(
+            (source | {name: given}, rf"recipe\.{name} needs instruction rows")
+            for name, given in OF_TALKS.items()
+            for source in (TARS, EMBEDDINGS)
+        ),
+        (TALKS | {"resolve": OF_TALKS["resolve"]}, r"recipe\.resolve needs recipe\.clean"),
+        (TALKS | {"clean": {}, "mix": {}}, r"recipe\.mix needs recipe\.resolve"),
+        (TALKS | {"mix": {}}, r"recipe\.mix needs recipe\.clean"),
         (EMBEDDINGS | {"cluster": {}}, "one of num_clusters and centroids must be set"),
         (EMBEDDINGS | {"cluster": {"num_clusters": 0}}, r"recipe\.cluster\.num_clusters is 0"),
         (EMBEDDINGS | {"cluster": {"num_clusters": -4}}, r"recipe\.cluster\.num_clusters is -4"),

@@ -28,7 +28,10 @@ from manifests.schemas import CONVERSATIONS, SAMPLES, TURN, UID_ROW_BITS, confor
 from manifests.work import Item, Output, part_name
 
 SHOWN_CHARACTERS = 200
-"""Of the first question, as the caption in SAMPLES."""
+"""Of the first question, as the caption in SAMPLES; of an error."""
+
+MAX_DEPTH = 250
+"""Levels of a row's other fields; orjson writes little more, and Python's own writer recurses."""
 
 FOLDER = "conversations"
 _PLAIN = orjson.OPT_SORT_KEYS
@@ -132,18 +135,33 @@ class _Rows:
         self.file = file
         self.first_row = first_row
         self.bad: list[tuple[int, BadRow]] = []
-        self.rows = conversations_of(values) or Conversations()
-        if not self.rows.keys:
+        self.extras: list[str | None] = []
+        self.rows = Conversations()
+        if not self._add_all(values):
             for at, value in enumerate(values):
                 self._add(at, value)
         bad = {at for at, _ in self.bad}
         self.kept = [at for at in range(len(values)) if at not in bad]
 
+    def _add_all(self, values: list[Any]) -> bool:
+        """Add all rows at once; add none and tell so when they must be looked at one by one."""
+        rows = conversations_of(values)
+        if rows is None:
+            return False
+        try:
+            self.extras = [_as_text(extra) for extra in rows.extras]
+        except BadRow:
+            return False
+        self.rows = rows
+        return True
+
     def _add(self, at: int, value: Any) -> None:
         try:
             if isinstance(value, BadRow):
                 raise value
-            self.rows.add(normalise(value))
+            row = normalise(value)
+            self.extras.append(_as_text(row.extra))
+            self.rows.add(row)
         except BadRow as error:
             self.bad.append((at, error))
 
@@ -180,7 +198,7 @@ class _Rows:
             "size": spans[:, 1] - spans[:, 0],
             "caption": _texts([text[:SHOWN_CHARACTERS] for text in rows.first_questions()]),
             "url": _texts(rows.urls),
-            "extra": _texts([_as_text(extra) if extra else None for extra in rows.extras]),
+            "extra": _texts(self.extras),
         }
         return conform(pa.table(columns), SAMPLES)
 
@@ -206,11 +224,26 @@ class _Rows:
         }
 
 
-def _as_text(value: Any) -> str:
+def _as_text(extra: Mapping[str, Any]) -> str | None:
+    """Return the JSON text of a row's other fields, None without any. Raises: BadRow."""
+    if not extra:
+        return None
     try:
-        return orjson.dumps(value, option=_PLAIN).decode()
-    except TypeError:  # numbers beyond 64 bits, lone surrogates, a depth beyond 254
-        return json_text(value)
+        return orjson.dumps(extra, option=_PLAIN).decode()
+    except TypeError as error:  # numbers beyond 64 bits, lone surrogates, or too deep
+        if _is_deep(extra):
+            detail = f"more than {MAX_DEPTH} levels in one of {list(extra)}"[:SHOWN_CHARACTERS]
+            raise BadRow("bad_field", detail) from error
+        return json_text(extra)
+
+
+def _is_deep(value: Any) -> bool:
+    """Tell whether a value has more than MAX_DEPTH levels; does not recurse itself."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        groups = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for group in groups for one in group if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:
