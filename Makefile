@@ -88,6 +88,11 @@ status funnel check:
 	$(call need,OUT)
 	$(BIN)/warren $@ '$(OUT)'
 
+.PHONY: counts
+counts: $(READY) ## Instruction rows per source, beside published counts (STRICT=1: fail if they differ)
+	$(call need,OUT)
+	$(BIN)/warren counts '$(OUT)' $(if $(filter-out 0,$(STRICT)),--strict)
+
 .PHONY: why
 why: $(READY) ## One sample's story (KEY= its key or uid)
 	$(call need,OUT KEY)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,10 +16,14 @@ class Strict(BaseModel):
     """Base of everything that is read from a file a person wrote.
 
     `location_fields` name the fields that say where data lies, not what it is: they do not enter
-    a stage's fingerprint (the data's own identity does), so a moved folder is still reused.
+    a stage's fingerprint (the data's own identity does), so a moved folder is still reused. Models
+    in a field, or in a list or mapping of them, name their own. A field whose key is no Python name
+    has an alias.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True
+    )
     location_fields: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
@@ -31,7 +35,7 @@ class Strict(BaseModel):
         if not isinstance(values, Mapping):
             raise UserError(
                 f"{where} should be a mapping, not {_shown(values)}.",
-                fix=f"Write it as keys and values; known keys: {', '.join(cls.model_fields)}.",
+                fix=f"Write it as keys and values; known keys: {', '.join(_keys(cls))}.",
             )
         try:
             return cls.model_validate(dict(values))
@@ -40,23 +44,55 @@ class Strict(BaseModel):
 
     def located(self) -> Self:
         """Return the same config with absolute locations: a worker may run in another folder."""
-        given = {name: getattr(self, name) for name in self.location_fields}
-        return self.model_copy(update={name: _absolute(value) for name, value in given.items()})
+        found = {
+            name: _absolute(value) if name in self.location_fields else _located(value)
+            for name, value in self
+        }
+        return self.model_copy(update=found)
 
     def canonical(self) -> dict[str, Any]:
         """Return the JSON-ready values that decide the result: all fields but the locations."""
-        return self.model_dump(mode="json", exclude=set(self.location_fields))
+        values = self.model_dump(mode="json", exclude=set(self.location_fields), by_alias=False)
+        return {name: _canonical(getattr(self, name), values[name]) for name in values}
+
+
+def _located(value: Any) -> Any:
+    """Return the value with each model in it located."""
+    if isinstance(value, Strict):
+        return value.located()
+    return _mapped(_located, value)
+
+
+def _canonical(value: Any, dumped: Any) -> Any:
+    """Return `dumped`, the JSON-ready form of `value`, with each model in it canonical."""
+    if isinstance(value, Strict):
+        return value.canonical()
+    if isinstance(value, Mapping):
+        return dict(zip(dumped, map(_canonical, value.values(), dumped.values()), strict=True))
+    if isinstance(value, list | tuple):
+        return list(map(_canonical, value, dumped))
+    return dumped
 
 
 def _absolute(value: Any) -> Any:
     """Return the value with each path in it absolute, in lists and mappings too."""
     if isinstance(value, str):
         return paths.absolute(value)
+    return _mapped(_absolute, value)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a list, tuple or mapping with each of its values changed, or any other as it is."""
     if isinstance(value, Mapping):
-        return {key: _absolute(one) for key, one in value.items()}
+        return {key: change(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_absolute(one) for one in value)
+        return type(value)(change(one) for one in value)
     return value
+
+
+def _keys(cls: type[Strict]) -> list[str]:
+    """Return the keys as people write them."""
+    return [field.alias or name for name, field in cls.model_fields.items()]
 
 
 def nearest(name: str, known: list[str]) -> str | None:
@@ -75,14 +111,25 @@ def unknown_key(name: str, known: list[str], *, where: str) -> UserError:
     return UserError(f"{where}.{name} is unknown.", f"Known keys: {', '.join(known)}.", fix)
 
 
+class MissingField(ValueError):
+    """Raised by a validator for a field that only some models of its class need."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is missing")
+        self.name = name
+
+
 def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
     path = [str(step) for step in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, MissingField):
+        path.append(cause.name)
     if first["type"] == "extra_forbidden":
         owner = _owner(cls, path[:-1])
-        return unknown_key(path[-1], list(owner.model_fields), where=".".join([where, *path[:-1]]))
+        return unknown_key(path[-1], _keys(owner), where=".".join([where, *path[:-1]]))
     name = ".".join([where, *path])
-    if first["type"] == "missing":
+    if first["type"] == "missing" or isinstance(cause, MissingField):
         return UserError(f"{name} is missing.", "It has no default.", f"Add {path[-1]}: ...")
     return UserError(
         f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value."
@@ -90,12 +137,15 @@ def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> Use
 
 
 def _owner(cls: type[Strict], path: list[str]) -> type[Strict]:
-    for step in path:
+    steps = iter(path)
+    for step in steps:
         field = cls.model_fields.get(step)
         named = field.annotation if field else None
-        for inner in (named, *get_args(named)):  # X, X | None, list[X]
+        for inner in (named, *get_args(named)):  # X, X | None, list[X], dict[str, X]
             if isinstance(inner, type) and issubclass(inner, Strict):
                 cls = inner
+                if get_origin(named) is dict:
+                    next(steps, None)  # the key, which may be called like a field
     return cls
 
 

@@ -207,7 +207,8 @@ def _all_files(view: View, item: Item, output: Output) -> Iterator[tuple[str, Co
     yield from output.files.items()
     name = f"{item.name}.parquet"
     if output.verdicts is not None:
-        folder = "verdicts/" if name in output.files else ""
+        is_part = item.name.startswith("part-") and name not in output.files
+        folder = "" if is_part else "verdicts/"
         yield folder + name, conform(output.verdicts, VERDICTS)
     if output.quarantine is not None and output.quarantine.num_rows:
         yield f"quarantine/{name}", conform(output.quarantine, QUARANTINE)

@@ -136,6 +136,30 @@ def funnel(chain: Mapping[str, StageDir]) -> list[dict[str, Any]]:
     return rows
 
 
+def counts(out: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what became of each source's rows, and the published counts beside the found ones.
+
+    Works from when ingest is finished. Raises: UserError for a run of image-text pairs.
+    """
+    from curate.rows import mix_counts
+    from curate.rows.mix_config import MixConfig
+
+    recipe, chain = recipe_of(out), chain_of(out)
+    if recipe.source.files is None:
+        raise UserError(
+            f"{out!r} has no instruction rows.",
+            f"Its source is of kind {recipe.source.kind}.",
+            "Ask `warren funnel`.",
+        )
+    mix = recipe.sections.get("mix")
+    published = mix.published if isinstance(mix, MixConfig) else []
+    sources = mix_counts.count_sources(chain, list(recipe.source.files))
+    return {
+        "sources": [one.as_json() for one in sources],
+        "published": [one.as_json() for one in mix_counts.compare(chain, published)],
+    }
+
+
 def adds_up(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Tell whether each stage accounts for its rows and begins with what the one before kept."""
     tallies = [Tally.from_json(row) for row in rows]

@@ -127,6 +127,28 @@ def funnel(out: str, as_json: bool) -> None:
 
 @main.command()
 @_out
+@click.option("--strict", is_flag=True, help="Exit 1 when a published count differs.")
+@_json
+def counts(out: str, strict: bool, as_json: bool) -> None:
+    """Print each source's rows of instruction data, and published counts beside the found ones.
+
+    Example: warren counts runs/bunny --strict
+    """
+    from pipelines import ask
+    from pipelines.show import counts_text
+
+    found = ask.counts(out)
+    _answer(found, as_json, counts_text)
+    different = [one for one in found["published"] if not one["ok"]]
+    for one in different:
+        told = f"{one['found']:,} rows, not the {one['rows']:,} published ({one['origin']})"
+        click.echo(f"warning: {one['name']}: {told}", err=True)
+    if strict and different:
+        _stop(f"{len(different)} published counts differ", EXIT_FAILED)
+
+
+@main.command()
+@_out
 @_set
 @_json
 def whatif(out: str, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -6,7 +6,7 @@ warren run pipelines/recipes/demo.yaml --out runs/demo --set dedup.similarity_ab
 from __future__ import annotations
 
 import importlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,6 @@ def parse(values: Mapping[str, Any]) -> Recipe:
             "recipe.source is missing.", "It says where the pairs are.", "Add source: ..."
         )
     source = SourceConfig.load(values["source"], where="recipe.source")
-    _check_kind(source, values)
     sections: dict[str, Strict] = {}
     for name, stage in SECTIONS.items():
         if name in values:
@@ -160,21 +159,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[key] = value
 
 
-def _check_kind(source: SourceConfig, sections: Container[str]) -> None:
-    """Check that each section is one for what the source brings. Raises: UserError."""
-    is_for = "captioned images or their embeddings", "instruction rows"
-    brings = is_for[source.is_conversations]
-    for name in _OF_PAIRS if source.is_conversations else _OF_CONVERSATIONS:
-        if name in sections:
-            raise UserError(
-                f"recipe.{name} needs {is_for[not source.is_conversations]}.",
-                f"A {source.kind} source brings {brings}.",
-                f"Remove recipe.{name}, or give another source.",
-            )
-
-
 def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
     """Check that each stage gets what it needs, before anything runs. Raises: UserError."""
+    _check_rows(source, configs)
     for name in _NEEDS_IMAGES:
         if name in configs and source.is_embeddings:
             raise UserError(
@@ -198,17 +185,34 @@ def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
             )
 
 
+def _check_rows(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
+    """Check that each stage works on what the source brings. Raises: UserError."""
+    wrong = _OF_PAIRS if source.is_conversations else _OF_CONVERSATIONS
+    for name in wrong:
+        if name not in configs:
+            continue
+        if source.is_conversations:
+            why = "A llava_json source brings instruction rows, which are not compared or ranked."
+            others = ", ".join(_OF_CONVERSATIONS)
+            fix = f"Remove recipe.{name}; the sections for instruction rows are {others}."
+        else:
+            why = f"A {source.kind} source brings image-text pairs."
+            fix = f"Remove recipe.{name}, or give a source of kind llava_json."
+        wanted = "image-text pairs" if source.is_conversations else "instruction rows"
+        raise UserError(f"recipe.{name} needs {wanted}.", why, fix)
+
+
 def _needs(configs: Mapping[str, Strict]) -> Iterator[tuple[str, str]]:
     """Yield (what asks, the stage that it needs)."""
-    if "cluster" in configs:
-        yield "cluster", "embed"
-    if "dedup" in configs:
-        yield "dedup", "cluster"
     if "resolve" in configs:
         yield "resolve", "clean"
     if "mix" in configs:
         yield "mix", "clean"
         yield "mix", "resolve"
+    if "cluster" in configs:
+        yield "cluster", "embed"
+    if "dedup" in configs:
+        yield "dedup", "cluster"
     select = configs.get("select")
     policy = getattr(select, "policy", None)
     if getattr(select, "clip_band", None) or policy == "top_clip":

@@ -10,7 +10,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 _WIDTH = 120
-_FIGURE = re.compile(r"[-\d.,%?]*")
+_FIGURE = re.compile(r"[-+\d.,%?]*")
 
 
 def table_text(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -115,6 +115,51 @@ def probe_table(found: Row) -> str:
     )
     heads = ("compared", "pairs found", "rows kept, about", "too many")
     return table_text(title, heads, body)
+
+
+def counts_text(found: Row) -> str:
+    """Return what became of each source's rows; then published counts, if the recipe has any."""
+    heads = ("source", "rows", "kept", "samples", "mended", "lost to")
+    tables = [table_text("sources", heads, [_source_row(one) for one in found["sources"]])]
+    if found["published"]:
+        tables.append(_published_table(found["published"]))
+    return "\n\n".join(tables)
+
+
+def _published_table(rows: Sequence[Row]) -> str:
+    heads = ("published count", "published", "found", "difference", "kept", "", "from")
+    body = [_published_row(one) for one in rows]
+    return table_text("published counts, of rows as they came in", heads, body)
+
+
+def _source_row(one: Row) -> tuple[str, ...]:
+    lost = (
+        f"{stage}: {reasons}" for stage, row in one["stages"].items() if (reasons := _reasons(row))
+    )
+    return (
+        one["source"],
+        f"{one['rows']:,}",
+        _count(one["kept"]),
+        _count(one["written"]),
+        ", ".join(f"{mend} {rows:,}" for mend, rows in one["mended"].items()),
+        "; ".join(lost),
+    )
+
+
+def _published_row(one: Row) -> tuple[str, ...]:
+    return (
+        one["name"],
+        f"{one['rows']:,}",
+        f"{one['found']:,}",
+        f"{one['difference']:+,}" if one["difference"] else "0",
+        _count(one["kept"]),
+        "ok" if one["ok"] else "DIFFERS",
+        one["origin"],
+    )
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def story_text(story: Row) -> str:

@@ -77,7 +77,7 @@ def _rows(samples: Iterator[TrainSample], folder: str, done: Unmixed) -> Iterato
         named = row.get("image", [])
         given = [named] if isinstance(named, str) else list(named)
         written = [
-            _put(folder, path, data, done) for path, data in zip(given, sample.images, strict=True)
+            put(folder, path, data, done) for path, data in zip(given, sample.images, strict=True)
         ]
         if written != given:
             row["image"] = written[0] if isinstance(named, str) else written
@@ -85,7 +85,7 @@ def _rows(samples: Iterator[TrainSample], folder: str, done: Unmixed) -> Iterato
         yield orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
 
 
-def _put(folder: str, path: str, data: bytes, done: Unmixed) -> str:
+def put(folder: str, path: str, data: bytes, done: Unmixed) -> str:
     """Write an image unless it is there; return the path under which it is."""
     digest = hashlib.sha256(data).digest()
     if done.digests.get(path, digest) != digest:  # another root had another image of that name

@@ -50,6 +50,7 @@ def write_jsonl(path: Path, rows: Sequence[Any]) -> str:
 
 def write_images(folder: Path, images: Mapping[str, bytes]) -> str:
     """Write image files below a folder and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, data in images.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_inputs import rows_of, run_here, stages
+from small_mixes import mix_recipe
 from small_shards import assembled, originals, plain_keys, written
 
 from curate.media.torchvision_ops import ensure_torchvision_importable
@@ -109,3 +111,21 @@ def test_datasets_reads_them(ready: tuple[StageDir, dict[str, bytes]], tmp_path:
     by_card = datasets.load_dataset(directory.path, split="train", cache_dir=str(tmp_path))
     assert by_card.num_rows == 15
     assert by_card[0]["jpg"].size == (20, 16)
+
+
+@leaves_files_open
+@pytest.mark.usefixtures("closes_late")
+def test_webdataset_reads_a_mix_of_images_and_text(tmp_path: Path) -> None:
+    import webdataset
+
+    mix = stages(run_here(mix_recipe(tmp_path / "world"), tmp_path / "out"))["mix"]
+    tars = sorted(str(path) for path in Path(mix.path).glob("shards/*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
+    assert [one["__key__"] for one in samples] == [f"{at:09d}" for at in range(len(samples))]
+    index = rows_of(mix)
+    assert len(samples) == len(index)
+    for one, row in zip(samples, index, strict=True):
+        assert {name for name in one if not name.startswith("__")} - {"json"} == {
+            f"{at}.{image['suffix']}" if len(row["images"]) > 1 else image["suffix"]
+            for at, image in enumerate(row["images"])
+        }

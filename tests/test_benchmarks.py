@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parent / "benchmarks"
-QUICK = ("dedup", "assign", "ghosts", "grouping", "cuts", "tars", "scale")
+QUICK = ("dedup", "assign", "ghosts", "grouping", "cuts", "tars", "scale", "mix")
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +133,35 @@ def test_rows_of_the_world_depend_on_the_seed_and_the_part_alone() -> None:
     assert rows.tobytes() != world.rows(300, part=3).tobytes()
     assert np.abs(np.linalg.norm(rows.astype(np.float64), axis=1) - 1).max() < 1e-3
     assert len(np.unique(rows, axis=0)) < 300  # some are byte-identical
+
+
+def test_the_instruction_world_has_the_rows_asked_for_and_no_two_images_alike(
+    tmp_path: Path,
+) -> None:
+    file = module("mix_world")
+    world = file.write_world(tmp_path, num_rows=70, num_images=20)
+    rows = json.loads((world / "rows.json").read_bytes())
+    assert [row["id"] for row in rows] == [f"row_{number}" for number in range(70)]
+    named = [row["image"] for row in rows if "image" in row]
+    assert named == [file.path_of(image) for image in range(20)]
+    assert len({(world / path).read_bytes() for path in named}) == 20
+    first, last = (np.asarray(Image.open(world / file.path_of(at))) for at in (0, 16))
+    assert np.array_equal(first, last)  # of 16 pictures, told apart by a comment only
+    for row in rows:
+        roles = [turn["from"] for turn in row["conversations"]]
+        assert roles == ["human", "gpt"] * (len(roles) // 2)
+        text = "".join(turn["value"] for turn in row["conversations"])
+        assert text.count("<image>") == ("image" in row)
+    assert list(file.rows(70, 20)) == rows
+
+
+def test_peak_memory_counts_a_command_and_what_it_starts(tmp_path: Path) -> None:
+    hold = "held = b'x' * (64 << 20); import time; time.sleep(0.5)"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
+    measured, log = module("tree_memory").measured, tmp_path / "log"
+    cost = measured([sys.executable, "-c", start], tmp_path, log)
+    assert 64 << 20 < cost.peak < 256 << 20
+    assert cost.own_peak == cost.peak
+    assert cost.seconds >= 0.5
+    with pytest.raises(SystemExit, match="bad luck"):
+        measured([sys.executable, "-c", "raise ValueError('bad luck')"], tmp_path, log)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conversation_rows import (
@@ -29,7 +30,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.rows.clean import CleanConfig, clean, plan, work
+from curate.rows.clean_rules import repeats_question
+from curate.rows.conversation_hash import hashes
 from curate.rows.mend import mend
+from curate.rows.turns import Images, Turns
 from curate.source_config import SourceConfig
 from manifests import ledger, store
 from manifests.schemas import CONVERSATIONS
@@ -73,7 +77,8 @@ loose = st.lists(
     st.tuples(st.sampled_from(["human", "gpt", "human", "gpt", "system", "observer"]), texts),
     max_size=6,
 )
-good_turns = st.lists(texts, min_size=1, max_size=6).map(lambda found: says(*found)[1])
+speech = st.tuples(st.sampled_from(PIECES[-4:] + ["yes"] * 3), texts).map("".join)
+good_turns = st.lists(speech, min_size=1, max_size=6).map(lambda found: says(*found)[1])
 with_system = st.tuples(texts, good_turns).map(lambda found: [("system", found[0]), *found[1]])
 
 
@@ -249,6 +254,11 @@ def test_a_repeated_answer_is_judged_from_its_least_length_on() -> None:
     assert reasons([says("\u00e9" * 40, "\u00e9" * 9)], repeated_output_min_chars=10) == [""]
 
 
+def test_an_answer_is_compared_with_no_other_rows_question() -> None:
+    turns = Turns.of(table([([], [("human", LONG)]), ([], [("gpt", LONG)]), says(LONG, LONG)]))
+    assert repeats_question(turns, 30).tolist() == [False, False, True]
+
+
 @pytest.mark.timeout(10)
 def test_texts_of_megabytes_are_judged_like_short_ones() -> None:
     many = "a" * 2_000_000
@@ -285,6 +295,15 @@ def test_the_digest_tells_apart_what_only_its_borders_tell_apart() -> None:
     twins = clean(table([mended_twin, says("a< /s>", "b")]), CleanConfig()).table
     first, second = twins.column("conversation_hash").to_pylist()
     assert first == second, "ids and mends do not count, what is trained on does"
+
+
+def test_the_digest_knows_who_said_what_even_out_of_turn() -> None:
+    conversations = table([([], [(role, "a")]) for role in ("system", "human", "gpt")])
+    turns, images = Turns.of(conversations), Images.of(conversations)
+    assert len(set(hashes(turns, images, np.arange(3)).to_pylist())) == 3
+    assert hashes(turns, images, np.array([2])).to_pylist() == [
+        hashes(turns, images, np.arange(3))[2].as_py()
+    ]
 
 
 # Stage

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from manifests.schemas import TABLES
 from pipelines.cli import main
 from pipelines.stages import STAGES
 
@@ -76,11 +77,8 @@ def test_every_recipe_that_a_readme_names_is_there() -> None:
 
 def test_the_stage_table_of_the_readme_is_the_stage_table() -> None:
     text = (ROOT / "README.md").read_text()
-    rows = re.findall(
-        r"^\| `(\w+)` \|.*?\| (SAMPLES|VERDICTS|VECTORS|ASSIGNMENTS|FOREST|TRAIN_INDEX)",
-        text,
-        re.MULTILINE,
-    )
+    tables = "|".join(TABLES)
+    rows = re.findall(rf"^\| `(\w+)` \|.*?\| ({tables})", text, re.MULTILINE)
     assert rows == [(stage.name, stage.output) for stage in STAGES.values()]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
 
-from curate.source_config import SourceConfig
 from manifests.errors import UserError
 from manifests.strict import Strict, nearest
 
@@ -26,6 +25,29 @@ class Outer(Strict):
     count: int
     inner: Inner = Inner()
     maybe: Inner | None = None
+    named: dict[str, Inner] = {}
+
+
+class Listed(Strict):
+    """Data that lies somewhere."""
+
+    location_fields: ClassVar[frozenset[str]] = frozenset({"ids"})
+
+    ids: str | None = None
+    under: str = ""
+    called: str = Field(default="x", alias="with")
+
+
+class Holder(Strict):
+    """Models in every place where a model can be."""
+
+    location_fields: ClassVar[frozenset[str]] = frozenset({"roots"})
+
+    roots: dict[str, str | list[str]] = {}
+    one: Listed = Listed()
+    maybe: Listed | None = None
+    several: list[Listed] = []
+    named: dict[str, list[Listed]] = {}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +57,10 @@ class Outer(Strict):
         ({"count": 1, "zzzz": 2}, r"r\.zzzz is unknown(.|\n)*Remove it"),
         ({"count": 1, "inner": {"kep": "far"}}, r"r\.inner\.kep is unknown(.|\n)*mean 'keep'"),
         ({"count": 1, "maybe": {"kep": "far"}}, r"r\.maybe\.kep is unknown(.|\n)*mean 'keep'"),
+        (
+            {"count": 1, "named": {"keep": {"kep": "far"}}},
+            r"r\.named\.keep\.kep is unknown(.|\n)*mean 'keep'",
+        ),
         ({"count": "1"}, r"r\.count is '1' \(str\)(.|\n)*valid integer"),
         ({"count": 1.0}, r"r\.count is 1\.0 \(float\)"),
         ({"count": True}, r"r\.count is True \(bool\)"),
@@ -66,17 +92,41 @@ def test_a_right_value_is_frozen_and_its_nearest_name_found() -> None:
     assert nearest("q", ["keep"]) is None
 
 
-def test_a_sources_files_become_absolute_and_do_not_decide_what_it_is() -> None:
-    files = {"svit": "a/{0..1}.json", "wiz": "/b/*.json::memory://c/d.json", "same": "memory://e.json"}
-    source = SourceConfig.load({"kind": "llava_json", "files": files}, where="s")
-    here = Path.cwd()
-    assert source.located().files == {
-        "svit": f"{here}/a/{{0..1}}.json",
-        "wiz": "/b/*.json::memory://c/d.json",
-        "same": "memory://e.json",
+def holder(folder: str) -> Holder:
+    listed = {"ids": f"{folder}/a.txt", "under": "coco"}
+    values = {
+        "roots": {"coco": [f"{folder}/x", f"{folder}/y"], "gqa": f"{folder}/z"},
+        "one": listed,
+        "maybe": listed | {"with": "y"},
+        "several": [listed, {"under": "vg"}],
+        "named": {"svit": [listed], "none": []},
     }
-    assert list(source.located().files or {}) == list(files)
-    assert source.files == files
-    elsewhere = SourceConfig.load({"kind": "llava_json", "files": {"x": "y"}}, where="s")
-    assert source.canonical() == source.located().canonical() == elsewhere.canonical()
-    assert not {"path", "files"} & set(source.canonical())
+    return Holder.load(values, where="r")
+
+
+def test_models_inside_a_config_name_their_own_locations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert holder("data").located() == holder(f"{tmp_path}/data")
+    assert holder("data").located().located() == holder(f"{tmp_path}/data")
+
+
+def test_what_decides_is_the_same_wherever_the_data_lies() -> None:
+    listed = {"under": "coco", "called": "x"}
+    found = holder("data").canonical()
+    assert found == holder("elsewhere").canonical()
+    assert found == {
+        "one": listed,
+        "maybe": listed | {"called": "y"},
+        "several": [listed, {"under": "vg", "called": "x"}],
+        "named": {"svit": [listed], "none": []},
+    }
+
+
+def test_a_key_that_is_no_python_name_is_written_and_read_as_people_write_it() -> None:
+    saved = holder("data").model_dump(mode="json")
+    assert saved["maybe"] == {"ids": "data/a.txt", "under": "coco", "with": "y"}
+    assert Holder.load(saved, where="r") == holder("data")
+    with pytest.raises(UserError, match=r"r\.one\.called is unknown(.|\n)*under, with"):
+        Holder.load({"one": {"called": "x"}}, where="r")

@@ -29,7 +29,8 @@ from curate.media import mix_card, mixed_rows, mixed_tar, shard_list
 from curate.media.resolve import ResolveConfig
 from curate.media.shard_list import SHARDS
 from curate.rows import mix_config
-from curate.rows.clean import CleanConfig, mend
+from curate.rows.clean_config import CleanConfig
+from curate.rows.mend import MendConfig, mend
 from curate.rows.mix_config import MixConfig
 from curate.rows.mix_order import decide, shuffled
 from manifests import ledger, paths, store
@@ -52,7 +53,7 @@ class MixWork(Strict):
     location_fields: ClassVar[frozenset[str]] = frozenset({"roots"})
 
     mix: MixConfig
-    clean: CleanConfig
+    mend: MendConfig
     roots: dict[str, str | list[str]]
 
 
@@ -61,7 +62,9 @@ def with_places(section: MixConfig, sections: Mapping[str, Strict]) -> MixWork:
     clean, resolve = sections["clean"], sections["resolve"]
     assert isinstance(clean, CleanConfig) and isinstance(resolve, ResolveConfig)
     return MixWork(
-        mix=section.model_copy(update={"published": []}), clean=clean, roots=resolve.roots
+        mix=section.model_copy(update={"published": []}),
+        mend=MendConfig(end_strings=clean.end_strings),
+        roots=resolve.roots,
     )
 
 
@@ -199,7 +202,7 @@ def _mixed(view: View, config: MixWork, part: int, judged: Uids) -> pa.Table:
     samples = _only(store.read_table(paths.join(ingest, name), ["uid", "key", "source"]), used)
     cleaned = _only(store.read_table(paths.join(clean, name)), used)
     resolved = store.read_table(paths.join(view.before["resolve"].path, name))
-    mended = mend(conversations, cleaned.column("mended").to_pylist(), config.clean)
+    mended = mend(conversations, cleaned.column("mended").to_pylist(), config.mend)
     table = pa.Table.from_arrays(
         [
             pa.array(used),  # the position comes below

@@ -46,9 +46,9 @@ def index_of(rows: pl.DataFrame, shard: str) -> pa.Table:
     json_sizes = rows["json"].bin.size().to_numpy().astype(np.int64)
     image_at, json_at = _offsets(counts, image_sizes.astype(np.int64), json_sizes)
     flat = images.flatten()
+    suffixes = flat.field("suffix").cast(pa.string())
     members = pa.StructArray.from_arrays(
-        [flat.field("suffix").cast(pa.string()), pa.array(image_at), flat.field("size")],
-        fields=list(IMAGE_MEMBER),
+        [suffixes, pa.array(image_at, pa.uint64()), flat.field("size")], fields=list(IMAGE_MEMBER)
     )
     ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     columns = {

@@ -38,7 +38,6 @@ _FIELDS = {  # of each form, those that make it
     "messages": {"messages"},
     "instruction": {"instruction", "input", "output"},
 }
-_NO_IMAGE: tuple[Any, ...] = (None, "", [])
 _IMAGE_PARTS = ("image", "image_url")
 
 
@@ -147,11 +146,13 @@ def _all_of(values: Sequence[Any], kinds: set[type]) -> bool:
 def normalise(row: Any) -> Conversation:
     """Return a parsed row in the common form. Roles that nobody knows stay as they are.
 
+    A field that is null is as good as not there: tables of mixed forms have all their fields.
+
     Raises: BadRow for what is no object, has none of the known forms, or a field of a wrong type.
     """
     if not isinstance(row, dict):
         raise BadRow("not_an_object", f"a row is {type(row).__name__}, not an object")
-    form = next((name for name in _FIELDS if name in row), None)
+    form = next((name for name in _FIELDS if row.get(name) is not None), None)
     if form is None or (form == "instruction" and "output" not in row):
         raise BadRow("unknown_format", f"its keys are {sorted(map(str, row))[:12]}")
     images = _images(row)
@@ -181,8 +182,7 @@ def _key(row: Mapping[str, Any]) -> str | None:
 
 
 def _images(row: Mapping[str, Any]) -> list[str]:
-    named = (row.get(name) for name in ("image", "images"))
-    given: Any = next((one for one in named if one not in _NO_IMAGE), [])
+    given = row.get("image") or row.get("images") or []
     images = [given] if isinstance(given, str) else given
     if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
         raise BadRow("bad_field", "image is neither a path nor a list of paths")
@@ -190,8 +190,6 @@ def _images(row: Mapping[str, Any]) -> list[str]:
 
 
 def _turns(turns: Any) -> tuple[list[str], list[str]]:
-    if not isinstance(turns, list):
-        return _mixed_turns(turns)  # "" and {} have no turn that could be wrong
     try:
         roles = [turn["from"] for turn in turns]
         texts = [turn["value"] for turn in turns]
@@ -253,10 +251,10 @@ def _part(part: Any, images: list[str]) -> str:
         return _text(part.get("text"), "text")
     if kind not in _IMAGE_PARTS:
         raise BadRow("bad_field", f"a content part of type {kind!r}")
-    path = part.get(kind) or part.get("path")
+    path = part.get(kind, part.get("path"))
     path = path.get("url") if isinstance(path, dict) else path
-    if path:
-        images.append(_text(path, kind))
+    if isinstance(path, str):
+        images.append(path)
     return PLACEHOLDER
 
 

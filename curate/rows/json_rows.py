@@ -1,17 +1,16 @@
-"""Where each row of a JSON file begins and ends, found without parsing: an array, or lines.
+"""Where the rows of a JSON array or of a JSON Lines file lie, found without parsing any.
 
-A file of many gigabytes is read once, in blocks, and whole columns of bytes are looked at: quotes
-that no backslash escapes tell what is inside a string, brackets outside of strings tell the depth.
-So a part of the file can later be read and parsed by itself.
-
-Formats: RFC 8259 (a JSON array of rows); jsonlines.org (one JSON value a line).
+A file is read once, in blocks, and only what JSON's grammar cares about is looked at: quotes that
+no backslash escapes open and close strings, brackets outside strings change the depth, and commas
+at depth 1 part the rows of the array (RFC 8259). Lines need no such care: a JSON string holds no
+raw line feed. All of it is array arithmetic, so a gigabyte takes seconds; memory stays at a few
+blocks, however large a row is. Whether a row is good JSON is for its reader to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,27 +19,38 @@ from manifests import paths
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD
 
-BLOCK_BYTES = 1 << 24
-_HEAD_BYTES = 1 << 16
-
-_BOM = b"\xef\xbb\xbf"
-_SPACE = b" \t\r\n"
-_PACKED = {b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
-_QUOTE, _BACKSLASH, _COMMA, _NEWLINE = (ord(c) for c in '"\\,\n')
-_STEP_OF_BYTE = np.zeros(256, np.int8)
-_STEP_OF_BYTE[[ord(c) for c in "[{"]] = 1
-_STEP_OF_BYTE[[ord(c) for c in "]}"]] = -1
-_MARKS = bytes(chr(byte) in '"[]{},' for byte in range(256))
-_IS_SPACE = np.zeros(256, np.bool_)
-_IS_SPACE[list(_SPACE)] = True
+BLOCK_BYTES = 1 << 20
+"""Fits a core's cache: blocks of 16 MiB were scanned at half the speed."""
+MAX_ROW_BYTES = 1 << 30
+"""A chunk's text must fit Arrow's 32-bit offsets."""
 
 Spans = npt.NDArray[np.int64]
-"""int64 [n, 2]: first byte of a row, and the byte after its last."""
+"""int64 [n, 2]: first byte and end of each row in its file, without the white space around it."""
+_Places = npt.NDArray[np.int64]
+_Mask = npt.NDArray[np.bool_]
+_Bytes = npt.NDArray[np.uint8]
+
+_BOM = b"\xef\xbb\xbf"
+_WHITE = b" \t\r\n"
+_QUOTE, _BACKSLASH, _COMMA, _LINE_FEED = b'"\\,\n'
+_IS_WHITE = np.isin(np.arange(256), list(_WHITE))
+_STEPS = 16  # bytes of a run that are followed one by one before it is measured in another way
+_NO_PLACES: _Places = np.zeros(0, np.int64)
+
+_KNOWN_STARTS = (
+    (b"\x1f\x8b", "is gzip-compressed", "Unpack it (gunzip) and give the file inside."),
+    (b"PK\x03\x04", "is a zip archive", "Unpack it (unzip) and give the file inside."),
+    (b"\x28\xb5\x2f\xfd", "is zstd-compressed", "Unpack it (unzstd) and give the file inside."),
+    (b"PAR1", "is a parquet file", "Write its rows as JSON Lines."),
+    (b"<", "is a web page or XML", "The download failed: fetch the file itself."),
+    (b"version https://git-lfs", "is a Git LFS pointer", "Fetch the file itself: git lfs pull."),
+    (b"\xff\xfe", "is UTF-16 text", "Write it again as UTF-8."),
+    (b"\xfe\xff", "is UTF-16 text", "Write it again as UTF-8."),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive rows of one file: bytes start..end hold them and what stands between them."""
+class Chunk(NamedTuple):
+    """Consecutive rows of one file: the number of the first, how many, and their bytes."""
 
     first_row: int
     num_rows: int
@@ -48,228 +58,334 @@ class Chunk:
     end: int
 
 
-@dataclass(slots=True)
-class _State:
-    """What is carried from block to block of an array."""
+def chunks(path: str, num_bytes: int, *, block_bytes: int = BLOCK_BYTES) -> list[Chunk]:
+    """Return the file's rows in chunks, in order: those that begin in the same `num_bytes` bytes.
 
-    row_start: int  # the byte after the bracket or comma before the current row
-    depth: int = 1
-    in_string: bool = False
-    is_escaped: bool = False  # whether an odd run of backslashes ended the block before
-    end: int | None = None  # the byte after the array's last bracket
-
-
-def chunks(path: str, num_bytes: int) -> list[Chunk]:
-    """Return the rows of a file in chunks of about `num_bytes` bytes, in order.
-
-    Raises: UserError as row_spans does.
+    Raises: as `row_spans`.
     """
-    found: list[Chunk] = []
-    first, low, count, high = 0, -1, 0, -1
-    for spans in row_spans(path):
-        for start, end in spans.tolist():
-            if count and end - low > num_bytes:
-                found.append(Chunk(first, count, low, high))
-                first, count = first + count, 0
-            low = start if not count else low
-            count, high = count + 1, end
-    return [*found, Chunk(first, count, low, high)] if count else found
+    found: dict[int, Chunk] = {}  # by number of the stretch, in order
+    first_row = 0
+    for spans in row_spans(path, block_bytes=block_bytes):
+        stretches, firsts, counts = np.unique(
+            spans[:, 0] // num_bytes, return_index=True, return_counts=True
+        )
+        for stretch, first, count in zip(stretches.tolist(), firsts, counts.tolist(), strict=True):
+            begun = found.get(stretch)
+            row, start = (first_row + int(first), int(spans[first, 0]))
+            if begun is not None:
+                row, start, count = begun.first_row, begun.start, begun.num_rows + count
+            found[stretch] = Chunk(row, count, start, int(spans[row - first_row + count - 1, 1]))
+        first_row += len(spans)
+    return list(found.values())
 
 
 def row_spans(path: str, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Spans]:
-    """Yield where the rows of a JSON array or of JSON lines lie, block by block.
+    """Yield where the file's rows lie, in order: int64 [n, 2] (start, end), n >= 1.
 
-    A span may have white space at its ends; blank lines are no rows. What is inside a row is not
-    checked. Raises: UserError when the file is missing, empty, packed, no such file at all, cut
-    short or longer than an array, or has more than 2^24 rows.
+    Raises: UserError when the file is missing, empty, compressed, neither an array nor JSON Lines,
+    cut short, goes on after its array, or has more than 2^24 rows.
     """
+    blocks = _blocks(path, block_bytes)
+    offset, block = _beginning(path, blocks)
+    scan = _LineScan() if block.startswith(b"{") else _ArrayScan(path)
     num_rows = 0
-    with _opened(path) as file:
-        start, kind = _beginning(path, file)
-        find = _array_spans if kind == b"[" else _line_spans
-        for spans in find(path, file, start, block_bytes):
+    while True:
+        spans = scan.feed(block, offset) if block else scan.finish(offset)
+        if len(spans):
+            _check_rows(path, spans, num_rows, lines=isinstance(scan, _LineScan))
             num_rows += len(spans)
-            if num_rows > MAX_ROWS_PER_SHARD:
-                raise UserError(
-                    f"{path} has more than {MAX_ROWS_PER_SHARD:,} rows.",
-                    "A row's number has 24 bits of its uid.",
-                    "Cut the file in two.",
-                )
             yield spans
+        if not block:
+            return
+        offset += len(block)
+        block = next(blocks, b"")
 
 
 def spans_within(data: bytes, *, is_array: bool) -> Spans:
-    """Return the spans of the rows of one chunk's bytes, without the white space around them.
+    """Return where the rows of a chunk's bytes lie: int64 [n, 2], from the chunk's first byte on.
 
-    Args: is_array: rows are parted by commas, not by line ends.
+    Args: data: the chunk's bytes; is_array: rows are parted by commas, not by line ends.
     """
-    block = np.frombuffer(data, np.uint8)
-    if not is_array:
-        return _lines_of(block)
-    state = _State(row_start=0)
-    spans = _rows_of_block(block, 0, state)
-    return _trimmed(block, np.concatenate([spans, [[state.row_start, len(data)]]]))
+    scan = _ArrayScan("A chunk", inside=True) if is_array else _LineScan()
+    blocks = range(0, len(data), BLOCK_BYTES)
+    found = [scan.feed(data[at : at + BLOCK_BYTES], at) for at in blocks]
+    if isinstance(scan, _ArrayScan):
+        found.append(scan.feed(b"]", len(data)))
+    return np.concatenate([*found, scan.finish(len(data))])
 
 
 def is_array(path: str) -> bool:
-    """Tell whether the file is a JSON array, not JSON lines. Raises: UserError as row_spans."""
-    with _opened(path) as file:
-        return _beginning(path, file)[1] == b"["
+    """Tell whether a file is a JSON array and not JSON Lines. Raises: UserError as `row_spans`."""
+    return _beginning(path, _blocks(path, 4096))[1].startswith(b"[")
 
 
-def _opened(path: str) -> BinaryIO:
+def _blocks(path: str, block_bytes: int) -> Iterator[bytes]:
+    """Yield the file's bytes. Raises: UserError when there is none."""
     fs, local = paths.filesystem(path)
     try:
-        return cast(BinaryIO, fs.open(local, "rb"))
+        file = fs.open(local, "rb")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist.", "", "Check source.files.") from error
-
-
-def _beginning(path: str, file: BinaryIO) -> tuple[int, bytes]:
-    """Return where the first byte that says something is, and that byte."""
-    head = file.read(_HEAD_BYTES)
-    for magic, name in _PACKED.items():
-        if head.startswith(magic):
-            raise UserError(f"{path} is a {name} file.", "Rows are read in place.", "Unpack it.")
-    at = len(_BOM) if head.startswith(_BOM) else 0
-    head = head[at:]
-    while head and not head.lstrip(_SPACE):
-        at, head = at + len(head), file.read(_HEAD_BYTES)
-    begin = head.lstrip(_SPACE)
-    if not begin:
-        raise UserError(f"{path} holds no rows.", "It is empty.", "Check the download.")
-    if begin[:1] not in (b"[", b"{"):
         raise UserError(
-            f"{path} is neither a JSON array nor JSON lines.",
-            f"It begins with {begin[:20]!r}.",
-            "Give a list of rows, [{...}, ...], or one {...} a line.",
-        )
-    return at + len(head) - len(begin), begin[:1]
+            f"{path} is gone.", "The recipe's source names it.", "Check the path."
+        ) from error
+    with file:
+        while block := file.read(block_bytes):
+            yield block
 
 
-def _blocks(file: BinaryIO, start: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-    file.seek(start)
-    while data := file.read(block_bytes):
-        yield start, data
-        start += len(data)
+def _beginning(path: str, blocks: Iterator[bytes]) -> tuple[int, bytes]:
+    """Return (offset, bytes) from the first byte that means something to the end of its block.
 
-
-def _array_spans(path: str, file: BinaryIO, start: int, block_bytes: int) -> Iterator[Spans]:
-    state, num_rows, position = _State(row_start=start + 1), 0, start + 1
-    for at, data in _blocks(file, start + 1, block_bytes):
-        position = at + len(data)
-        if state.end is None:
-            spans = _rows_of_block(np.frombuffer(data, np.uint8), at, state)
-            if state.end is not None and _is_blank(file, *spans[-1].tolist()):
-                spans = spans[:-1]  # an empty array, or a comma before its end
-            file.seek(position)
-            num_rows += len(spans)
-            yield spans
-        if state.end is not None:
-            _check_rest(path, data[max(state.end - at, 0) :], max(state.end, at))
-    if state.end is None:
-        raise UserError(
-            f"{path} is cut short.",
-            f"It ends at byte {position}, after {num_rows} rows, with its array still open.",
-            "Download it again.",
-        )
-
-
-def _is_blank(file: BinaryIO, start: int, end: int) -> bool:
-    file.seek(start)
-    return not file.read(end - start).strip(_SPACE)
-
-
-def _check_rest(path: str, data: bytes, at: int) -> None:
-    if rest := data.strip(_SPACE):
-        raise UserError(
-            f"{path} goes on after the end of its array.",
-            f"Behind byte {at} comes {rest[:20]!r}.",
-            "Make it one JSON array, or JSON lines.",
-        )
-
-
-def _rows_of_block(data: npt.NDArray[np.uint8], at: int, state: _State) -> Spans:
-    """Return the spans of the rows that end in this block, and go on with the state.
-
-    Args: data: the block's bytes; at: where it lies in the file.
+    Raises: UserError when that byte begins neither an array nor an object.
     """
-    marks = np.flatnonzero(np.frombuffer(data.tobytes().translate(_MARKS), np.bool_))
-    kinds = data[marks]
-    is_quote = kinds == _QUOTE
-    quotes = marks[is_quote]
-    is_real = is_quote.copy()
-    is_real[is_quote] = ~_escaped(data, quotes, state.is_escaped)
-    parity = np.bitwise_xor.accumulate(is_real) ^ state.in_string if len(marks) else is_real
-    state.in_string = bool(parity[-1]) if len(marks) else state.in_string
-    state.is_escaped = _ends_escaped(data, state.is_escaped)
-    is_outside = ~parity & ~is_quote
-    marks, kinds = marks[is_outside], kinds[is_outside]
-    depths = state.depth + np.cumsum(_STEP_OF_BYTE[kinds], dtype=np.int64)
-    state.depth = int(depths[-1]) if len(depths) else state.depth
-    is_end = (depths == 0) | ((depths == 1) & (kinds == _COMMA))
-    closings = np.flatnonzero(depths == 0)
-    if len(closings):
-        is_end[closings[0] + 1 :] = False
-        state.end = at + int(marks[closings[0]]) + 1
-    ends = marks[is_end] + at
-    starts = np.concatenate([[state.row_start], ends + 1])
-    state.row_start = int(starts[-1])
-    return np.stack([starts[:-1], ends], axis=1)
+    block = next(blocks, b"")
+    while len(block) < len(_BOM) and (more := next(blocks, b"")):
+        block += more
+    offset = len(_BOM) if block.startswith(_BOM) else 0
+    block = block[offset:]
+    while not (kept := block.lstrip(_WHITE)):
+        offset += len(block)
+        block = next(blocks, b"")
+        if not block:
+            raise UserError(
+                f"{path} is empty.", f"It holds {offset} bytes and no row.", "Download it again."
+            )
+    if kept[:1] not in (b"[", b"{"):
+        raise _no_json(path, kept, offset + len(block) - len(kept))
+    return offset + len(block) - len(kept), kept
 
 
-def _escaped(
-    data: npt.NDArray[np.uint8], quotes: npt.NDArray[np.int64], carried: bool
-) -> npt.NDArray[np.bool_]:
-    """Return which quotes stand behind an odd run of backslashes, however long.
+def _no_json(path: str, start: bytes, offset: int) -> UserError:
+    for known, what, fix in _KNOWN_STARTS:
+        if start.startswith(known):
+            return UserError(f"{path} {what}.", "A llava_json source reads plain JSON files.", fix)
+    return UserError(
+        f"{path} is neither a JSON array nor JSON Lines: byte {offset} begins {start[:20]!r}.",
+        "An array begins with [ and each line of JSON Lines with {.",
+        "Write its rows in one of these forms.",
+    )
 
-    Args: quotes: ascending; carried: an odd run ended the block before.
+
+def _check_rows(path: str, spans: Spans, num_before: int, *, lines: bool) -> None:
+    if num_before + len(spans) > MAX_ROWS_PER_SHARD:
+        at = int(spans[MAX_ROWS_PER_SHARD - num_before, 0])
+        raise UserError(
+            f"{path} has more than 2^24 rows: row {MAX_ROWS_PER_SHARD} begins at byte {at}.",
+            "A uid gives 24 bits to the row in the file.",
+            "Split the file.",
+        )
+    sizes = spans[:, 1] - spans[:, 0]
+    largest = int(np.argmax(sizes))
+    if sizes[largest] > MAX_ROW_BYTES:
+        raise UserError(
+            f"{path}: row {num_before + largest} at byte {spans[largest, 0]} is larger than 1 GiB.",
+            "A chunk's text must fit Arrow's 32-bit offsets.",
+            "Take that row out.",
+        )
+    if lines and not num_before and sizes[0] == 1:  # the first line is a bracket
+        raise UserError(
+            f"{path} is one JSON object over many lines.",
+            "Rows stand in a JSON array, or one on each line.",
+            "Write the array that the object holds as a file of its own.",
+        )
+
+
+class _LineScan:
+    """Finds lines that are not blank; holds the ends of one that is not over yet."""
+
+    def __init__(self) -> None:
+        self._pending = _NO_PLACES  # first byte and end of what an open line holds so far
+
+    def feed(self, block: bytes, offset: int) -> Spans:
+        """Return the lines that end in this block."""
+        data = np.frombuffer(block, np.uint8)
+        feeds = np.flatnonzero(data == _LINE_FEED)
+        starts, ends = np.append(0, feeds + 1), np.append(feeds, len(data))
+        starts, ends = _trimmed(data, starts, ends)
+        starts, ends = starts + offset, ends + offset
+        if self._pending.size:
+            ends[0] = ends[0] if starts[0] < ends[0] else self._pending[1]
+            starts[0] = self._pending[0]
+        is_open = starts[-1] < ends[-1]
+        self._pending = np.array([starts[-1], ends[-1]]) if is_open else _NO_PLACES
+        return _spans(starts[:-1], ends[:-1])
+
+    def finish(self, offset: int) -> Spans:
+        """Return the last line, which need not have a line feed."""
+        last, self._pending = self._pending, _NO_PLACES
+        return _spans(last[:1], last[1:])
+
+
+class _ArrayScan:
+    """Finds the values of one array; holds what an open string, bracket or row has so far.
+
+    Args: inside: begin in the array, at its first value, and not before its bracket.
     """
-    found = np.zeros(len(quotes), np.bool_)
-    found[:1] = carried and quotes[:1] == 0
-    slashes = np.flatnonzero(data == _BACKSLASH)
-    is_first = np.diff(slashes, prepend=-2) != 1  # of its run
-    firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(slashes)), 0))
-    behind = np.flatnonzero((quotes > 0) & (data[quotes - 1] == _BACKSLASH))
-    last = np.searchsorted(slashes, quotes[behind] - 1)
-    first = firsts[last]
-    lengths = last - first + 1
-    found[behind] = (lengths + (carried & (slashes[first] == 0))) % 2 == 1
+
+    def __init__(self, path: str, *, inside: bool = False) -> None:
+        self._path = path
+        self._in_string = False
+        self._depth = int(inside)
+        self._backslashes = 0  # that the last block ends with
+        self._closed = False
+        self._num_rows = 0
+        self._cuts: _Places = np.full(int(inside), -1, np.int64)  # where the open row's turn began
+        self._content = _NO_PLACES  # its first and last byte so far
+
+    def feed(self, block: bytes, offset: int) -> Spans:
+        """Return the rows that end in this block. Raises: UserError for what is no array."""
+        data = np.frombuffer(block, np.uint8)
+        if self._closed:
+            self._must_be_white(data, offset)
+            return _spans(_NO_PLACES, _NO_PLACES)
+        places, steps, depths, inside = self._structure(block, data)
+        closing = np.flatnonzero(depths == 0)
+        limit = len(data)
+        if closing.size:
+            num = int(closing[0]) + 1
+            places, steps, depths, inside = places[:num], steps[:num], depths[:num], inside[:num]
+            limit, self._closed = int(places[-1]), True
+            self._must_be_white(data[limit + 1 :], offset + limit + 1)
+        gaps = self._gaps(data[:limit], places, depths, inside)
+        if places.size:
+            self._depth, self._in_string = int(depths[-1]), bool(inside[-1])
+        touching = (depths == 2) & (steps == 1) | (depths == 1) & (steps <= 0)
+        is_cut = (depths == 1) & (steps == 1) | (depths == 0)
+        white = _IS_WHITE[data[gaps]]
+        comma = data[gaps] == _COMMA
+        content = np.concatenate([gaps[~white & ~comma], places[touching]])
+        cuts = np.concatenate([gaps[comma], places[is_cut]])
+        return self._rows(np.sort(content) + offset, np.sort(cuts) + offset)
+
+    def finish(self, offset: int) -> Spans:
+        """Return no rows: a closed array has none left. Raises: UserError when it is not closed."""
+        if self._closed:
+            return _spans(_NO_PLACES, _NO_PLACES)
+        where = f"after {self._num_rows} rows"
+        if self._content.size:
+            where = f"within row {self._num_rows}, which begins at byte {self._content[0]}"
+        raise UserError(
+            f"{self._path} ends at byte {offset} before its array is closed, {where}.",
+            "The download is not complete, or a quote or bracket of that row is missing.",
+            "Download it again, or correct that row.",
+        )
+
+    def _structure(
+        self, block: bytes, data: _Bytes
+    ) -> tuple[_Places, npt.NDArray[np.int8], _Places, _Mask]:
+        """Return the places of string ends and of brackets outside strings.
+
+        And of each: its step in depth (0 for a quote), the depth after it, and whether a string is
+        open after it.
+        """
+        places = np.flatnonzero(_is_bracket(data) | (data == _QUOTE))
+        quotes = data[places] == _QUOTE
+        escaped = self._escaped(block, data, places[quotes])
+        if escaped.any():
+            kept = np.ones(len(places), np.bool_)
+            kept[np.flatnonzero(quotes)[escaped]] = False
+            places, quotes = places[kept], quotes[kept]
+        inside = (np.cumsum(quotes) + self._in_string) & 1 == 1
+        kept = quotes | ~inside
+        places, quotes, inside = places[kept], quotes[kept], inside[kept]
+        # [ and { have bit 2 clear, ] and } have it set
+        steps = np.where(quotes, 0, 1 - (data[places] & 4).view(np.int8) // 2).astype(np.int8)
+        return places, steps, np.cumsum(steps, dtype=np.int64) + self._depth, inside
+
+    def _escaped(self, block: bytes, data: _Bytes, quotes: _Places) -> _Mask:
+        """Tell of each quote whether an odd number of backslashes stands before it."""
+        lengths = np.zeros(len(quotes), np.int64)
+        left = np.arange(len(quotes))
+        for step in range(1, _STEPS + 1):
+            before = quotes[left] - step
+            left = left[(before >= 0) & (data[before] == _BACKSLASH)]
+            if not left.size:
+                break
+            lengths[left] = step
+        else:
+            others = np.append(-1, np.flatnonzero(data != _BACKSLASH))
+            ends = quotes[left] - 1
+            lengths[left] = ends - others[np.searchsorted(others, ends, side="right") - 1]
+        lengths[lengths == quotes] += self._backslashes
+        if block.endswith(b"\\"):
+            num = len(block) - len(block.rstrip(b"\\"))
+            self._backslashes = num + (self._backslashes if num == len(block) else 0)
+        else:
+            self._backslashes = 0
+        is_escaped: _Mask = lengths & 1 == 1
+        return is_escaped
+
+    def _gaps(self, data: _Bytes, places: _Places, depths: _Places, inside: _Mask) -> _Places:
+        """Return the places of all bytes between the array's values, and of bare values."""
+        starts, ends = np.append(0, places + 1), np.append(places, len(data))
+        is_gap = np.append(self._depth == 1 and not self._in_string, (depths == 1) & ~inside)
+        starts, ends = starts[is_gap], ends[is_gap]
+        lengths = ends - starts
+        before = np.cumsum(lengths) - lengths
+        total = int(lengths.sum())
+        return np.repeat(starts - before, lengths) + np.arange(total)
+
+    def _rows(self, content: _Places, cuts: _Places) -> Spans:
+        """Return the values between the cuts: the array's brackets and commas."""
+        content = np.concatenate([self._content, content])
+        cuts = np.concatenate([self._cuts, cuts])
+        if not cuts.size:
+            return _spans(_NO_PLACES, _NO_PLACES)
+        at = np.searchsorted(content, cuts)
+        empty = at[:-1] == at[1:]
+        rest = content[at[-1] :]
+        self._cuts, self._content = cuts[-1:], rest[[0, -1]] if rest.size else rest
+        if empty.any():
+            first = int(np.argmax(empty))
+            if self._closed and self._num_rows + len(empty) == 1:
+                return _spans(_NO_PLACES, _NO_PLACES)  # the empty array
+            raise UserError(
+                f"{self._path} has no value before the comma or bracket at byte "
+                f"{cuts[first + 1]}, where row {self._num_rows + first} should be.",
+                "In a JSON array one comma stands between two values.",
+                "Remove the comma that is too many.",
+            )
+        self._num_rows += len(empty)
+        return _spans(content[at[:-1]], content[at[1:] - 1] + 1)
+
+    def _must_be_white(self, data: _Bytes, offset: int) -> None:
+        solid = np.flatnonzero(~_IS_WHITE[data])
+        if solid.size:
+            raise UserError(
+                f"{self._path} goes on after its array, at byte {offset + solid[0]}.",
+                "A bracket of the rows before is one too many, or two files were joined.",
+                "Give one array for each file, or JSON Lines.",
+            )
+
+
+def _is_bracket(data: _Bytes) -> _Mask:
+    """Tell where one of [ ] { } stands: with bit 5 set they are 0x7b and 0x7d, 2 apart."""
+    lowered = data | np.uint8(0x20)
+    lowered -= np.uint8(0x7B)
+    lowered &= np.uint8(0xFD)
+    found: _Mask = lowered == 0
     return found
 
 
-def _ends_escaped(data: npt.NDArray[np.uint8], carried: bool) -> bool:
-    """Tell whether an odd run of backslashes ends the block."""
-    run = 0
-    while run < len(data) and data[-1 - run] == _BACKSLASH:
-        run += 1
-    return (run % 2 == 1) ^ (carried and run == len(data))
+def _trimmed(data: _Bytes, starts: _Places, ends: _Places) -> tuple[_Places, _Places]:
+    """Return the pieces without the white space around them; a blank one has start == end."""
+    left = np.arange(len(starts))
+    for _ in range(_STEPS):
+        left = left[starts[left] < ends[left]]
+        before, after = _IS_WHITE[data[starts[left]]], _IS_WHITE[data[ends[left] - 1]]
+        after &= ~before | (ends[left] - starts[left] > 1)
+        starts[left] += before
+        ends[left] -= after
+        left = left[before | after]
+        if not left.size:
+            return starts, ends
+    solid = np.append(np.flatnonzero(~_IS_WHITE[data]), len(data))
+    starts = np.minimum(solid[np.searchsorted(solid, starts)], ends)
+    last = np.append(-1, solid)[np.searchsorted(solid, ends)]
+    return starts, np.maximum(last + 1, starts)
 
 
-def _line_spans(path: str, file: BinaryIO, start: int, block_bytes: int) -> Iterator[Spans]:
-    rest, at = b"", start
-    for _, data in _blocks(file, start, block_bytes):
-        whole = rest + data
-        end = whole.rfind(b"\n") + 1
-        yield _lines_of(np.frombuffer(whole[:end], np.uint8)) + at
-        rest, at = whole[end:], at + end
-    yield _lines_of(np.frombuffer(rest, np.uint8)) + at
-
-
-def _lines_of(data: npt.NDArray[np.uint8]) -> Spans:
-    ends = np.append(np.flatnonzero(data == _NEWLINE), len(data))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    spans = _trimmed(data, np.stack([starts, ends], axis=1))
-    return spans[spans[:, 0] < spans[:, 1]]
-
-
-def _trimmed(data: npt.NDArray[np.uint8], spans: Spans) -> Spans:
-    """Return the spans without the white space at their ends."""
-    spans = spans.astype(np.int64)
-    for column, step in ((0, 1), (1, -1)):
-        running = np.flatnonzero(spans[:, 0] < spans[:, 1])
-        while len(running):
-            running = running[_IS_SPACE[data[spans[running, column] - column]]]
-            spans[running, column] += step
-            running = running[spans[running, 0] < spans[running, 1]]
-    return spans
+def _spans(starts: _Places, ends: _Places) -> Spans:
+    """Return the pieces that are not blank, as int64 [n, 2]."""
+    full = ends > starts
+    return np.stack([starts[full], ends[full]], axis=1)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from curate.media.tars import RangeReader
 from curate.rows import json_rows
 from curate.rows.conversations import BadRow, Conversations, conversations_of, normalise
+from curate.rows.foreign import json_text
 from curate.source_config import SourceConfig
 from manifests import ledger, paths
 from manifests.errors import PartDamaged
@@ -27,7 +28,10 @@ from manifests.schemas import CONVERSATIONS, SAMPLES, TURN, UID_ROW_BITS, confor
 from manifests.work import Item, Output, part_name
 
 SHOWN_CHARACTERS = 200
-"""Of the first question, as the caption in SAMPLES."""
+"""Of the first question, as the caption in SAMPLES; of an error."""
+
+MAX_DEPTH = 250
+"""Levels of a row's other fields; orjson writes little more, and Python's own writer recurses."""
 
 FOLDER = "conversations"
 _PLAIN = orjson.OPT_SORT_KEYS
@@ -90,38 +94,36 @@ def plan(source: SourceConfig) -> list[Item]:
 
 def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     """Read one part. Raises: PartDamaged when the file is no longer what was planned."""
-    file = _planned(source, payload)
-    start, size = payload["start"], payload["end"] - payload["start"]
+    file = files_of(source)[payload["first_shard_index"]]
+    start = payload["start"]
     with RangeReader(file.path) as reader:
-        data = reader.read_up_to(start, size)
+        data = reader.read(start, payload["end"] - start)
     spans = json_rows.spans_within(data, is_array=payload["is_array"])
-    if len(data) != size or len(spans) != payload["rows"]:
+    if len(spans) != payload["rows"]:
         raise PartDamaged(f"{file.path} has changed: {len(spans)} of {payload['rows']} rows.")
-    values = [_value(data[first:end]) for first, end in spans.tolist()]
-    return _Rows(file, payload["first_row"], values).output(payload, spans + start)
+    rows = _Rows(file, payload["first_row"], _parsed(data, spans))
+    return rows.output(payload, spans + start)
 
 
-def _planned(source: SourceConfig, payload: Mapping[str, Any]) -> JsonFile:
-    """Return a part's file, by name: a file that came since would shift a position."""
-    (shard,) = payload["shards"]
-    for file in files_of(source):
-        if file.shard == shard:
-            return file
-    raise PartDamaged(f"{shard} is gone from the source.")
+def _parsed(data: bytes, spans: json_rows.Spans) -> list[Any]:
+    """Return each row's value, or the BadRow that says why there is none.
 
-
-def _value(text: bytes) -> Any:
-    """Return a row's value, or the BadRow that says why there is none.
-
-    What orjson refuses Python may still read: lone surrogates, NaN (a null then, as JSON has none),
-    bytes that are not UTF-8 (each a U+FFFD then).
+    One by one: lines that are broken alone can make good JSON together.
     """
+    view = memoryview(data)
+    return [_value(view[start:end]) for start, end in spans.tolist()]
+
+
+def _value(text: memoryview) -> Any:
+    """Return a row's value; what orjson refuses (lone surrogates, NaN) Python may still read."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text.decode("utf-8", "replace"), parse_constant=lambda _: None)
+        return json.loads(str(text, "utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow("bad_json", f"{error.reason} at byte {error.start} of the row")
     except (ValueError, RecursionError) as error:
         return BadRow("bad_json", str(error))
 
@@ -133,8 +135,8 @@ class _Rows:
         self.file = file
         self.first_row = first_row
         self.bad: list[tuple[int, BadRow]] = []
-        self.rows = Conversations()
         self.extras: list[str | None] = []
+        self.rows = Conversations()
         if not self._add_all(values):
             for at, value in enumerate(values):
                 self._add(at, value)
@@ -142,13 +144,13 @@ class _Rows:
         self.kept = [at for at in range(len(values)) if at not in bad]
 
     def _add_all(self, values: list[Any]) -> bool:
-        """Add all rows at once, or none where one of them must be looked at by itself."""
+        """Add all rows at once; add none and tell so when they must be looked at one by one."""
         rows = conversations_of(values)
         if rows is None:
             return False
         try:
-            self.extras = list(map(_as_text, rows.extras))
-        except RecursionError:
+            self.extras = [_as_text(extra) for extra in rows.extras]
+        except BadRow:
             return False
         self.rows = rows
         return True
@@ -158,14 +160,10 @@ class _Rows:
             if isinstance(value, BadRow):
                 raise value
             row = normalise(value)
-            extra = _as_text(row.extra)
+            self.extras.append(_as_text(row.extra))
+            self.rows.add(row)
         except BadRow as error:
             self.bad.append((at, error))
-        except RecursionError as error:
-            self.bad.append((at, BadRow("bad_json", str(error))))
-        else:
-            self.rows.add(row)
-            self.extras.append(extra)
 
     def _numbered(self, at: int) -> str:
         return f"{self.file.source}_{self.first_row + at}"
@@ -226,14 +224,26 @@ class _Rows:
         }
 
 
-def _as_text(extra: dict[str, Any]) -> str | None:
-    """Return what else a row has as JSON. Raises: RecursionError when it is nested too deep."""
+def _as_text(extra: Mapping[str, Any]) -> str | None:
+    """Return the JSON text of a row's other fields, None without any. Raises: BadRow."""
     if not extra:
         return None
     try:
         return orjson.dumps(extra, option=_PLAIN).decode()
-    except TypeError:  # numbers beyond 64 bits, lone surrogates, more than 254 levels
-        return json.dumps(extra, sort_keys=True)
+    except TypeError as error:  # numbers beyond 64 bits, lone surrogates, or too deep
+        if _is_deep(extra):
+            detail = f"more than {MAX_DEPTH} levels in one of {list(extra)}"[:SHOWN_CHARACTERS]
+            raise BadRow("bad_field", detail) from error
+        return json_text(extra)
+
+
+def _is_deep(value: Any) -> bool:
+    """Tell whether a value has more than MAX_DEPTH levels; does not recurse itself."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        groups = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for group in groups for one in group if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array:

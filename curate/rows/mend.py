@@ -80,7 +80,7 @@ def dangling_human_turn(turns: Turns) -> Mask:
     order = np.arange(len(turns.code))
     others = np.where(turns.code == HUMAN, -1, order)
     last_other = np.append(np.maximum.accumulate(others), -1)[turns.starts[1:] - 1]
-    found: Mask = order > np.maximum(last_other, turns.starts[:-1] - 1)[turns.row]
+    found: Mask = order > last_other[turns.row]  # where a row has none, it lies in a row before
     return found
 
 

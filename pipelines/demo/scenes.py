@@ -138,6 +138,21 @@ def draw_scene(scene: Scene) -> Image.Image:
     return picture
 
 
+def box_of(thing: Thing, scene: Scene) -> tuple[float, float, float, float]:
+    """Return what `thing` covers: left, top, right, bottom as fractions of width and height.
+
+    A thing that reaches over the picture's edge ends there.
+    """
+    x, y = thing.x * scene.width, thing.y * scene.height
+    r = thing.radius * min(scene.width, scene.height)
+    points = [(x - r, y - r), (x + r, y + r)]
+    if thing.shape in _OUTLINES:
+        points = _corners(thing, x, y, r)
+    across = [min(max(at / scene.width, 0.0), 1.0) for at, _ in points]
+    down = [min(max(at / scene.height, 0.0), 1.0) for _, at in points]
+    return min(across), min(down), max(across), max(down)
+
+
 @functools.cache
 def _colours_on(background: str) -> tuple[str, ...]:
     """Return the colours that stand out from `background`."""

@@ -1,9 +1,11 @@
-"""The demo: make the world, curate it with the demo recipe, hold the result against the truth.
+"""The demo: make the world, curate it with the demo recipe, hold the result against the truth;
+then the same for instruction data.
 
     warren demo --out warren-demo
 
-leaves the world in DIR/world (shards, and truth.parquet that no stage reads) and the run in
-DIR/run, which `warren funnel`, `why`, `check` and polars can open.
+leaves the world in DIR/world (shards and instruction files; truth.parquet and mix_truth.parquet,
+which no stage reads), the coreset's run in DIR/run and the instruction data's in DIR/mix, which
+`warren funnel`, `why`, `check` and polars can open.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from manifests.lineage import fates as fates_of
 from manifests.paths import name_of
 from manifests.work import StageDir
 from pipelines import ask
+from pipelines.demo.mix_show import run_mix_demo
 from pipelines.demo.truth import good_table, junk_table
 from pipelines.demo.world import make_world
 from pipelines.launch import run_recipe
@@ -29,11 +32,16 @@ from pipelines.show import funnel_table, table_text
 
 RECIPE = "warren:recipes/demo.yaml"
 _MADE = "made.json"
+_PAIRS_PER_MIX_PICTURE = 8
+_FEWEST_MIX_PICTURES = 100
 _SHOWN_ASPECTS = ("all", "layout", "caption style")
 
 
 def run_demo(out: str, *, num_pairs: int, executor: str, say: Callable[[str], Any]) -> None:
-    """Make the world in OUT/world, run the demo recipe in OUT/run and say what came of it."""
+    """Make the world in OUT/world, run the recipes in OUT/run and OUT/mix, say what came of it.
+
+    Raises: StageFailed when the instruction data is not what was planted.
+    """
     started = time.monotonic()
     world = Path(out) / "world"
     _make_once(world, num_pairs)
@@ -43,6 +51,8 @@ def run_demo(out: str, *, num_pairs: int, executor: str, say: Callable[[str], An
     say(funnel_table(ask.funnel(chain)))
     say(truth_tables(world / "truth.parquet", chain))
     say(_closing(out, chain, time.monotonic() - started))
+    num_pictures = max(num_pairs // _PAIRS_PER_MIX_PICTURE, _FEWEST_MIX_PICTURES)
+    run_mix_demo(out, num_pictures=num_pictures, executor=executor, say=say)
 
 
 def truth_tables(truth_path: Path, chain: dict[str, StageDir]) -> str:
@@ -95,7 +105,7 @@ def _closing(out: str, chain: dict[str, StageDir], seconds: float) -> str:
     run_dir = f"{out}/run"
     return "\n".join(
         [
-            f"{seconds:.0f} s in all.",
+            f"{seconds:.0f} s for the coreset.",
             f"  the coreset      {run_dir}/coreset.parquet",
             f"  as shards        {run_dir}/{name_of(chain['assemble'].path)}/shards",
             f"  ask about it     warren funnel {run_dir}, warren check {run_dir}",
