@@ -153,6 +153,17 @@ def test_other_fields_are_kept_as_given() -> None:
     assert normalise({"conversations": [], "instruction": "i"}).extra == {"instruction": "i"}
 
 
+@pytest.mark.parametrize("path", [{}, {"image": None}, {"image": ""}, {"image": {"url": None}}])
+def test_an_image_part_without_a_path_takes_that_of_the_row(path: dict[str, Any]) -> None:
+    part = {"type": "image"} | path
+    row = {"messages": chat([{"type": "text", "text": "What?"}, part])}
+    assert normalise(row).images == []
+    found = normalise(row | {"images": ["a.jpg"]})
+    assert (found.images, found.texts[0]) == (["a.jpg"], "<image>\nWhat?")
+    row["messages"][0]["content"][1]["path"] = "b.jpg"
+    assert normalise(row).images == ([] if isinstance(path.get("image"), dict) else ["b.jpg"])
+
+
 # ---- what rows are refused
 
 BAD = [
@@ -165,6 +176,8 @@ BAD = [
     ({"conversations": None}, "unknown_format"),
     ({"instruction": "x"}, "unknown_format"),
     ({"conversations": "Hi"}, "bad_field"),
+    ({"conversations": ""}, "bad_field"),
+    ({"conversations": {}}, "bad_field"),
     ({"conversations": {"from": "human", "value": "Hi"}}, "bad_field"),
     ({"conversations": ["Hi"]}, "bad_field"),
     ({"conversations": [None]}, "bad_field"),
@@ -179,10 +192,15 @@ BAD = [
     ({"messages": chat([5])}, "bad_field"),
     ({"messages": chat([{"type": "audio"}])}, "bad_field"),
     ({"messages": chat([{"type": "text", "text": 5}])}, "bad_field"),
+    ({"messages": chat([{"type": "image", "image": 5}])}, "bad_field"),
+    ({"messages": chat([{"type": "image_url", "image_url": {"url": ["a"]}}])}, "bad_field"),
     ({"instruction": 5, "output": "x"}, "bad_field"),
     ({"instruction": "x", "output": None}, "bad_field"),
     ({"instruction": "x", "output": "y", "input": 5}, "bad_field"),
     ({"image": 5, "conversations": []}, "bad_field"),
+    ({"image": 0, "conversations": []}, "bad_field"),
+    ({"image": False, "images": ["a"], "conversations": []}, "bad_field"),
+    ({"image": {}, "conversations": []}, "bad_field"),
     ({"image": [None], "conversations": []}, "bad_field"),
     ({"image": [""], "conversations": []}, "bad_field"),
     ({"image": {"path": "a"}, "conversations": []}, "bad_field"),

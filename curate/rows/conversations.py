@@ -38,6 +38,7 @@ _FIELDS = {  # of each form, those that make it
     "messages": {"messages"},
     "instruction": {"instruction", "input", "output"},
 }
+_NO_IMAGE: tuple[Any, ...] = (None, "", [])
 _IMAGE_PARTS = ("image", "image_url")
 
 
@@ -182,7 +183,8 @@ def _key(row: Mapping[str, Any]) -> str | None:
 
 
 def _images(row: Mapping[str, Any]) -> list[str]:
-    given = row.get("image") or row.get("images") or []
+    named = (row.get(name) for name in ("image", "images"))
+    given: Any = next((one for one in named if one not in _NO_IMAGE), [])
     images = [given] if isinstance(given, str) else given
     if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
         raise BadRow("bad_field", "image is neither a path nor a list of paths")
@@ -190,6 +192,8 @@ def _images(row: Mapping[str, Any]) -> list[str]:
 
 
 def _turns(turns: Any) -> tuple[list[str], list[str]]:
+    if not isinstance(turns, list):
+        return _mixed_turns(turns)  # "" and {} have no turn that could be wrong
     try:
         roles = [turn["from"] for turn in turns]
         texts = [turn["value"] for turn in turns]
@@ -251,10 +255,10 @@ def _part(part: Any, images: list[str]) -> str:
         return _text(part.get("text"), "text")
     if kind not in _IMAGE_PARTS:
         raise BadRow("bad_field", f"a content part of type {kind!r}")
-    path = part.get(kind, part.get("path"))
+    path = part.get(kind) or part.get("path")
     path = path.get("url") if isinstance(path, dict) else path
-    if isinstance(path, str):
-        images.append(path)
+    if path:
+        images.append(_text(path, kind))
     return PLACEHOLDER
 
 
