@@ -159,7 +159,7 @@ def expand(pattern: str, *, suffix: str) -> tuple[str, list[str]]:
     found = [path for piece in _split(pattern) for path in _expand_one(piece, suffix)]
     if not found:
         raise UserError(
-            f"No {suffix} file is at {pattern!r}.",
+            f"No {suffix or 'such'} file is at {pattern!r}.",
             "The source needs at least one shard.",
             "Check the path; it is relative to the folder where the command runs.",
         )

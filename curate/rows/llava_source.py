@@ -94,15 +94,24 @@ def plan(source: SourceConfig) -> list[Item]:
 
 def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     """Read one part. Raises: PartDamaged when the file is no longer what was planned."""
-    file = files_of(source)[payload["first_shard_index"]]
-    start = payload["start"]
+    file = _planned(source, payload)
+    start, size = payload["start"], payload["end"] - payload["start"]
     with RangeReader(file.path) as reader:
-        data = reader.read(start, payload["end"] - start)
+        data = reader.read_up_to(start, size)
     spans = json_rows.spans_within(data, is_array=payload["is_array"])
-    if len(spans) != payload["rows"]:
+    if len(data) != size or len(spans) != payload["rows"]:
         raise PartDamaged(f"{file.path} has changed: {len(spans)} of {payload['rows']} rows.")
     rows = _Rows(file, payload["first_row"], _parsed(data, spans))
     return rows.output(payload, spans + start)
+
+
+def _planned(source: SourceConfig, payload: Mapping[str, Any]) -> JsonFile:
+    """Return a part's file, by name: a file that came since would shift a position."""
+    (shard,) = payload["shards"]
+    for file in files_of(source):
+        if file.shard == shard:
+            return file
+    raise PartDamaged(f"{shard} is gone from the source.")
 
 
 def _parsed(data: bytes, spans: json_rows.Spans) -> list[Any]:
