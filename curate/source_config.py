@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from manifests.strict import MissingField, Strict
+
+SourceName = Annotated[str, StringConstraints(pattern=r"^[^/]+$")]
+"""Begins the names of the source's files, up to the first slash: so the names tell the sources."""
 
 
 class SourceConfig(Strict):
@@ -19,11 +22,14 @@ class SourceConfig(Strict):
     path: str | None = Field(default=None, min_length=1)
     """Folder, glob, braces or "::" list of tar shards; for clip_retrieval the folder that holds
     img_emb/, text_emb/ and metadata/. Relative to the folder where the command runs."""
-    files: dict[str, str] | None = Field(default=None, min_length=1)
+    files: dict[SourceName, Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        default=None, min_length=1
+    )
     """llava_json only: name of each source -> its JSON or JSONL file, glob, braces or "::" list.
     The name is written into the SAMPLES column `source`."""
-    bytes_per_part: int = Field(default=1 << 25, ge=1)
-    """llava_json only: about how many bytes of rows make one part."""
+    bytes_per_part: int = Field(default=1 << 25, ge=1, le=1 << 29)
+    """llava_json only: about how many bytes of rows make one part. With a row of 1 GiB at its end
+    the texts of a part still fit Arrow's 32-bit offsets."""
     name: str | None = None
     """Written into the SAMPLES column `source`; None means the kind."""
     shards_per_part: int = Field(default=1, ge=1)

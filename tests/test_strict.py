@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field
 
+from curate.source_config import SourceConfig
 from manifests.errors import UserError
 from manifests.strict import Strict, nearest
 
@@ -130,3 +131,20 @@ def test_a_key_that_is_no_python_name_is_written_and_read_as_people_write_it() -
     assert Holder.load(saved, where="r") == holder("data")
     with pytest.raises(UserError, match=r"r\.one\.called is unknown(.|\n)*under, with"):
         Holder.load({"one": {"called": "x"}}, where="r")
+
+
+def test_a_sources_files_become_absolute_and_do_not_decide_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"svit": "a/{0..1}.json", "wiz": "/b/*.json::c/d.json", "all": "memory://e.json"}
+    source = SourceConfig.load({"kind": "llava_json", "files": files}, where="s")
+    assert list((source.located().files or {}).items()) == [
+        ("svit", f"{tmp_path}/a/{{0..1}}.json"),
+        ("wiz", f"/b/*.json::{tmp_path}/c/d.json"),
+        ("all", "memory://e.json"),
+    ]
+    assert source.files == files
+    elsewhere = SourceConfig.load({"kind": "llava_json", "files": {"x": "y"}}, where="s")
+    assert source.canonical() == source.located().canonical() == elsewhere.canonical()
+    assert not {"path", "files"} & set(source.canonical())
