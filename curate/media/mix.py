@@ -131,8 +131,7 @@ def work_shard(view: View, item: Item) -> Output:
     notes = _about(rows, shard)
 
     def write(file: BinaryIO) -> None:
-        size, md5 = mixed_tar.write_shard(file, rows, _config(view).roots)
-        notes.update(filesize=size, md5sum=md5)
+        notes["filesize"] = mixed_tar.write_shard(file, rows, _config(view).roots)
 
     index = mixed_tar.index_of(rows, shard)
     return Output(files={f"{item.name}.parquet": index, shard: write}, notes=notes)
@@ -208,7 +207,7 @@ def _mixed(view: View, config: MixWork, part: int, judged: Uids) -> pa.Table:
             pa.array(used),  # the position comes below
             pa.array(used),
             samples.column("source"),
-            pa.array(mixed_rows.json_rows(samples.column("key"), mended), pa.binary()),
+            _texts(samples, mended),
             cleaned.column("rounds"),
             cleaned.column("token_estimate"),
             mixed_rows.places_by_uid(resolved, used),
@@ -217,6 +216,11 @@ def _mixed(view: View, config: MixWork, part: int, judged: Uids) -> pa.Table:
     )
     table = table.take(pa.array(np.searchsorted(used, owners)))
     return table.set_column(0, mixed_rows.MIXED.field(0), pa.array(positions)).combine_chunks()
+
+
+def _texts(samples: pa.Table, mended: pa.Table) -> pa.Array:
+    keys, conversations = pl.DataFrame(samples)["key"], pl.DataFrame(mended)
+    return mixed_rows.json_rows(keys, conversations).to_arrow().cast(pa.binary())
 
 
 def _places_in_output(view: View, judged: Uids) -> tuple[Uids, Uids]:

@@ -3,7 +3,7 @@
 A shard's rows come from all parts. Each part therefore writes its rows once, by output position,
 cut at the shards' borders; a shard then reads one piece of every part's file:
 
-    rows/rows-00000.arrow   one Arrow stream (zstd) per output shard, one after the other
+    rows/rows-00000.arrow   one Arrow stream (lz4) per output shard, one after the other
     rows/rows-00000.npy     int64 [num_shards + 1], where each stream begins; equal where none is
 """
 
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import polars as pl
 import pyarrow as pa
 
@@ -44,31 +42,33 @@ MIXED = pa.schema(
 Positions = npt.NDArray[np.uint64]
 
 
-def json_rows(keys: pa.Array, conversations: pa.Table) -> list[bytes]:
+def json_rows(keys: pl.Series, conversations: pl.DataFrame) -> pl.Series:
     """Return each conversation as the JSON text of a LLaVA row, with sorted keys and no spaces.
 
     A text-only row has no `image` key, which is how LLaVA's loader tells it
     (github.com/haotian-liu/LLaVA/issues/546); a row of several images has a list.
     Args: keys: string [n], the rows' ids; conversations: CONVERSATIONS [n].
+    Returns: string [n], as `orjson.dumps` with sorted keys would write it.
     """
-    turns = conversations.column("turns").combine_chunks()
-    flat = turns.flatten()
-    spoken = [
-        {"from": role, "value": text}
-        for role, text in zip(
-            flat.field("role").to_pylist(), flat.field("text").to_pylist(), strict=True
-        )
-    ]
-    ends = np.cumsum(turns.value_lengths().to_numpy(zero_copy_only=False)).tolist()
-    images = conversations.column("images").to_pylist()
-    found, start = [], 0
-    for key, named, end in zip(keys.to_pylist(), images, ends, strict=True):
-        row: dict[str, Any] = {"conversations": spoken[start:end], "id": key}
-        if named:
-            row["image"] = named[0] if len(named) == 1 else named
-        found.append(orjson.dumps(row))
-        start = end
-    return found
+    images, num_images = pl.col("images"), pl.col("images").list.len()
+    one, several = _named(images.list.first()), _named(images)
+    frame = conversations.with_columns(
+        id=keys,
+        conversations=pl.col("turns").list.eval(
+            pl.struct(
+                pl.element().struct.field("role").alias("from"),
+                pl.element().struct.field("text").alias("value"),
+            )
+        ),
+    )
+    text_only = pl.struct("conversations", "id").struct.json_encode()
+    return frame.select(
+        pl.when(num_images == 0).then(text_only).when(num_images == 1).then(one).otherwise(several)
+    ).to_series()
+
+
+def _named(images: pl.Expr) -> pl.Expr:
+    return pl.struct("conversations", "id", images.alias("image")).struct.json_encode()
 
 
 def places_by_uid(resolved: pa.Table, uids: npt.NDArray[np.uint64]) -> pa.ListArray:
@@ -115,7 +115,7 @@ def of_shard(directory: str, parts: Sequence[str], shard: int) -> pl.DataFrame:
 
 
 def _write_stream(sink: io.BytesIO, table: pa.Table) -> None:
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, MIXED, options=options) as writer:
         writer.write_table(table)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import polars as pl
 import pyarrow as pa
 
 from curate.media.image_places import read_images
-from curate.media.shard_list import Md5Sink
 from curate.media.tar_scan import BLOCK_BYTES
 from curate.media.tar_write import write_tar
 from manifests.errors import UserError
@@ -66,16 +65,16 @@ def index_of(rows: pl.DataFrame, shard: str) -> pa.Table:
     return conform(pa.table(columns), TRAIN_INDEX)
 
 
-def write_shard(file: BinaryIO, rows: pl.DataFrame, roots: Roots) -> tuple[int, str]:
-    """Write a shard's tar; return its size in bytes and its MD5. One image is in memory at a time.
+def write_shard(file: BinaryIO, rows: pl.DataFrame, roots: Roots) -> int:
+    """Write a shard's tar; return its size in bytes. One image is in memory at a time.
 
     Raises: UserError when an image is gone or is not what the resolve stage saw.
     """
-    sink = Md5Sink(file)
-    with io.BufferedWriter(sink, _WRITE_BYTES) as buffered:
-        write_tar(buffered, _entries(rows, roots))
-        buffered.flush()
-        return sink.num_bytes, sink.hexdigest()
+    buffered = io.BufferedWriter(cast(io.RawIOBase, file), _WRITE_BYTES)
+    write_tar(buffered, _entries(rows, roots))
+    buffered.flush()
+    buffered.detach()  # or it would close the file, which is not its own
+    return file.tell()
 
 
 def _offsets(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, BinaryIO
 
 from curate.media.tars import RangeReader
@@ -13,9 +14,11 @@ from manifests import paths, store
 from manifests.work import View
 
 SHARDS = "shards"
+_ROWS_PER_WRITE = 512
 
 Facts = Mapping[str, Any]
-"""Of one shard: `shard` (path in the directory), `samples`, `filesize` (bytes), `md5sum`."""
+"""Of one shard: `shard` (path in the directory), `samples`, `filesize` (bytes), perhaps `md5sum`,
+which wids can do without."""
 
 
 class Md5Sink(io.RawIOBase):
@@ -60,11 +63,11 @@ def list_files(shards: Sequence[Facts]) -> dict[str, bytes]:
 
 def write_json_list(file: BinaryIO, rows: Iterable[bytes]) -> None:
     """Write JSON texts as one JSON list, a row a line."""
-    separator = b"[\n"
-    for row in rows:
-        file.write(separator + row)
-        separator = b",\n"
-    file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+    is_first = True
+    for some in batched(rows, _ROWS_PER_WRITE):
+        file.write((b"[\n" if is_first else b",\n") + b",\n".join(some))
+        is_first = False
+    file.write(b"[]\n" if is_first else b"\n]\n")
 
 
 def json_members(directory: str, index_files: Sequence[str]) -> Iterator[bytes]:
@@ -78,14 +81,21 @@ def json_members(directory: str, index_files: Sequence[str]) -> Iterator[bytes]:
             yield from map(reader.read, *spans)
 
 
+def batched(rows: Iterable[bytes], num_rows: int) -> Iterator[list[bytes]]:
+    """Yield the rows in lists of `num_rows`, the last of the rest."""
+    rows = iter(rows)
+    while some := list(islice(rows, num_rows)):
+        yield some
+
+
 def _wids(shards: Sequence[Facts]) -> dict[str, Any]:
     """Return the shard list that webdataset's `wids` opens; its URLs are relative to the list."""
     listed = [
         {
             "url": paths.name_of(one["shard"]),
-            "md5sum": one["md5sum"],
             "nsamples": one["samples"],
             "filesize": one["filesize"],
+            **({"md5sum": one["md5sum"]} if "md5sum" in one else {}),
         }
         for one in shards
     ]

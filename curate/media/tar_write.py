@@ -23,6 +23,7 @@ MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
 # So that key, dot and suffix fit into the name field of a header.
 MAX_KEY_CHARACTERS = 80
 _KEY_HASH_CHARACTERS = 8
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # most names: nothing to look at
 _NOT_OF_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 _MODE_UID_GID = b"0000644\0" + b"0000000\0" * 2
@@ -69,7 +70,8 @@ def sanitise_key(key: str) -> str:
 def _header(name: str, size: int) -> bytes:
     if size > MAX_MEMBER_BYTES:
         raise ValueError(f"member {name!r} of {size} bytes does not fit a USTAR header")
-    prefix, short_name = _split_name(name)
+    plain = _PLAIN_NAME.fullmatch(name)
+    prefix, short_name = (b"", name.encode()) if plain else _split_name(name)
     digits = b"%011o" % size
     total = _FIXED_SUM + sum(short_name) + sum(prefix) + sum(digits)
     return b"".join(
