@@ -168,7 +168,7 @@ wheel: $(READY) ## Build dist/warren-*.whl
 	rm -rf build # else files deleted since the last build would be packed again
 	$(BIN)/python -m build --wheel --no-isolation
 
-.PHONY: clean
-clean: ## Remove caches and build outputs; runs and .venv stay
+.PHONY: tidy
+tidy: ## Remove caches and build outputs; runs and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find manifests curate train pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,7 +27,7 @@ class SourceConfig(Strict):
     )
     """llava_json only: name of each source -> its JSON or JSONL file, glob, braces or "::" list.
     The name is written into the SAMPLES column `source`."""
-    bytes_per_part: int = Field(default=1 << 25, ge=1, le=1 << 29)
+    bytes_per_part: int = Field(default=1 << 24, ge=1, le=1 << 29)
     """llava_json only: about how many bytes of rows make one part. With a row of 1 GiB at its end
     the texts of a part still fit Arrow's 32-bit offsets."""
     name: str | None = None

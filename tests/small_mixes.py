@@ -57,7 +57,9 @@ def write_images(folder: Path, images: Mapping[str, bytes]) -> str:
     return str(folder)
 
 
-def mix_recipe(folder: Path, *, num_rows: int = 90, samples_per_shard: int = 16) -> Row:
+def mix_recipe(
+    folder: Path, *, num_rows: int = 90, samples_per_shard: int = 16, bytes_per_part: int = 4000
+) -> Row:
     """Write three sources, a folder and a tar of images, and return a recipe of all stages.
 
     Some rows are lost in each stage, some mended; one image is missing, one is cut short.
@@ -85,7 +87,7 @@ def mix_recipe(folder: Path, *, num_rows: int = 90, samples_per_shard: int = 16)
         "max_quarantine_fraction": 0.2,
         "source": {
             "kind": "llava_json",
-            "bytes_per_part": 4000,
+            "bytes_per_part": bytes_per_part,
             "files": {
                 "svit": write_json(folder / "svit.json", svit),
                 "scans": write_jsonl(folder / "scans.jsonl", scanned),

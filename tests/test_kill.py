@@ -16,6 +16,7 @@ import yaml
 from disturbed_runs import HERE, ROWS_PER_BUCKET, Command, Moment, all_gone
 from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from small_inputs import run_here
+from small_mixes import mix_recipe
 
 from curate.duplicates import forest_stage
 from manifests.checks import check
@@ -196,8 +197,18 @@ def killed_renames(recipe: Path, out: Path, how: str) -> dict[str, int]:
 
 
 @pytest.mark.timeout(120)
-def test_a_run_killed_every_few_renames_gets_to_the_end(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "given", embeddings_recipe, num_parts=3, num_rows=40)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (embeddings_recipe, {"num_parts": 3, "num_rows": 40}),
+        (mix_recipe, {"num_rows": 24, "samples_per_shard": 40, "bytes_per_part": 10_000}),
+    ],
+    ids=["embeddings", "mix"],
+)
+def test_a_run_killed_every_few_renames_gets_to_the_end(
+    make: Make, size: dict[str, int], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "given", make, **size)
     found = killed_renames(recipe, tmp_path / "out", "again")
     assert found["killed"] >= 3
 
@@ -209,8 +220,9 @@ def test_a_run_killed_every_few_renames_gets_to_the_end(tmp_path: Path) -> None:
     [
         (embeddings_recipe, {"num_parts": 2, "num_rows": 40}),
         (tar_recipe, {"num_pairs": 60, "samples_per_shard": 30}),
+        (mix_recipe, {"num_rows": 24, "samples_per_shard": 40, "bytes_per_part": 10_000}),
     ],
-    ids=["embeddings", "tars"],
+    ids=["embeddings", "tars", "mix"],
 )
 def test_a_run_killed_before_any_of_its_renames_ends_with_the_same_bytes(
     make: Make, size: dict[str, int], tmp_path: Path

@@ -12,6 +12,7 @@ import pytest
 from proof_worlds import embeddings_recipe, results, tar_recipe, temporaries
 from ray_env import ray_cluster  # noqa: F401
 from small_inputs import rows_of, run_here, stages
+from small_mixes import mix_recipe
 
 from curate.duplicates import forest_stage
 from curate.vectors import cluster
@@ -49,11 +50,12 @@ class Interleaved(LocalExecutor):
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Return a recipe of image tars, up to shards, and one of published embeddings."""
+    """Return a recipe of image tars, up to shards, one of published embeddings, and a mix."""
     folder = tmp_path_factory.mktemp("worlds")
     return {
         "tars": tar_recipe(folder / "tars", num_pairs=300, samples_per_shard=60),
         "embeddings": embeddings_recipe(folder / "embeddings"),
+        "mix": mix_recipe(folder / "mix"),
     }
 
 
@@ -83,15 +85,18 @@ def test_the_worlds_have_parts_near_duplicates_and_a_coreset_to_differ_in(
     for name, recipe in worlds.items():
         found = stages(run_here(recipe, tmp_path / name))
         assert len(found["ingest"].files()) >= 5
+        if name == "mix":
+            continue
         assert {row["keep"] for row in rows_of(found["dedup"])} == {True, False}
         coreset = pq.read_table(tmp_path / name / "coreset.parquet")
         assert coreset.schema.equals(TABLES["CORESET"])
         assert coreset.num_rows == recipe["select"]["num_samples"]
     assert len(list((tmp_path / "tars").glob("assemble-*/shards/*.tar"))) >= 5
+    assert len(list((tmp_path / "mix").glob("mix-*/shards/*.tar"))) >= 5
 
 
 @pytest.mark.parametrize("executor", [Reversed(), Interleaved()], ids=["reversed", "interleaved"])
-@pytest.mark.parametrize("name", ["tars", "embeddings"])
+@pytest.mark.parametrize("name", ["tars", "embeddings", "mix"])
 def test_the_order_in_which_parts_are_done_changes_no_byte(
     name: str,
     executor: Executor,
@@ -111,6 +116,8 @@ def test_the_order_in_which_parts_are_done_changes_no_byte(
         ("embeddings", 4),
         pytest.param("tars", 1, marks=pytest.mark.slow),
         ("tars", 4),
+        pytest.param("mix", 1, marks=pytest.mark.slow),
+        ("mix", 4),
     ],
 )
 def test_one_and_four_ray_workers_make_the_bytes_of_the_local_executor(
