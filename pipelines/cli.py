@@ -70,10 +70,14 @@ def run(
     from pipelines import ask
     from pipelines.launch import run_recipe
     from pipelines.recipe import load
-    from pipelines.show import funnel_table
+    from pipelines.show import counts_text, funnel_table
 
     chain = run_recipe(load(recipe, overrides), out, until=until, executor=executor)
     click.echo(funnel_table(ask.funnel(chain)))
+    if "mix" in chain:
+        found = ask.counts(out)
+        click.echo(counts_text(found))
+        _warn_of_counts(found)
 
 
 @main.command()
@@ -139,12 +143,9 @@ def counts(out: str, strict: bool, as_json: bool) -> None:
 
     found = ask.counts(out)
     _answer(found, as_json, counts_text)
-    different = [one for one in found["published"] if not one["ok"]]
-    for one in different:
-        told = f"{one['found']:,} rows, not the {one['rows']:,} published ({one['origin']})"
-        click.echo(f"warning: {one['name']}: {told}", err=True)
-    if strict and different:
-        _stop(f"{len(different)} published counts differ", EXIT_FAILED)
+    num_different = _warn_of_counts(found)
+    if strict and num_different:
+        _stop(f"{num_different} published counts differ", EXIT_FAILED)
 
 
 @main.command()
@@ -242,6 +243,15 @@ def demo(out: str, pairs: int, executor: str) -> None:
     from pipelines.demo.show import run_demo
 
     run_demo(out, num_pairs=pairs, executor=executor, say=click.echo)
+
+
+def _warn_of_counts(found: Any) -> int:
+    """Say on stderr which published counts differ from what was found; return how many do."""
+    different = [one for one in found["published"] if not one["ok"]]
+    for one in different:
+        told = f"{one['found']:,} rows, not the {one['rows']:,} published ({one['origin']})"
+        click.echo(f"warning: {one['name']}: {told}", err=True)
+    return len(different)
 
 
 def _answer(rows: Any, as_json: bool, table: Callable[[Any], str]) -> None:

@@ -219,12 +219,12 @@ IN_SMALL_FILES = {
     "bunny_695k": BUNNY
     | dict(zip(CORE, (2, 1, 1, 1), strict=True))
     | dict(zip(OF_PATH, (3, 3, 1, 1, 3), strict=True))
-    | {OTHER_COCO: 3},
+    | {OTHER_COCO: 3, "Bunny-695K": 24},
     "llava_665k": dict(zip(OF_PATH, (1, 2, 1, 1, 3), strict=True))
     | {"LLaVA-v1.5-mix665K": 12, "images of COCO": 4},
-    "bunny_llava_1.4m": BUNNY | BOTH_CHATS,
-    "bunny_allava_1.3m": BUNNY | ALLAVA | {"ShareGPT": 3},
-    "bunny_llava_allava_2m": BUNNY | ALLAVA | BOTH_CHATS,
+    "bunny_llava_1.4m": BUNNY | BOTH_CHATS | {"Bunny-LLaVA-1.4M": 36},
+    "bunny_allava_1.3m": BUNNY | ALLAVA | {"ShareGPT": 3, "Bunny-ALLaVA-1.3M": 31},
+    "bunny_llava_allava_2m": BUNNY | ALLAVA | BOTH_CHATS | {"Bunny-LLaVA-ALLaVA-2M": 43},
 }
 """Recipe -> published name -> rows of these files that it means, counted by hand."""
 

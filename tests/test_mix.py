@@ -257,3 +257,16 @@ def test_unmix_from_the_command_line(made: dict[str, StageDir], tmp_path: Path) 
     done = CliRunner().invoke(main, ["unmix", out, "--out", str(tmp_path / "back"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == len(rows_of(made["mix"]))
+
+
+def test_a_run_prints_each_sources_counts_and_warns_of_published_ones(tmp_path: Path) -> None:
+    rows = [image_row("a", "x.jpg"), text_row("b")]
+    published = [{"name": "all of it", "rows": 3, "where": {}, "origin": "a paper"}]
+    recipe = small(tmp_path, rows, {"x.jpg": picture()}, published=published)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    words = ["run", str(path), "--out", str(tmp_path / "out"), "--executor", "local"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "all of it" in done.stdout
+    assert "warning: all of it: 2 rows, not the 3 published (a paper)" in done.stderr

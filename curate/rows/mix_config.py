@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from curate.rows.row_rules import RowRule, Texts, Where, digest_of
+from curate.rows.row_rules import RowRule, Texts, Wheres, digest_of
 from manifests.errors import UserError
 from manifests.strict import Strict, nearest
 
@@ -61,8 +61,8 @@ class Published(Strict):
     name: str
     rows: int = Field(ge=0)
     """Rows that were published."""
-    where: Where
-    """Which rows were counted; {} means all of all sources."""
+    where: Wheres
+    """Which rows were counted, or several kinds of which any will do; {} means all rows."""
     origin: str
     """Where the number is from."""
 
@@ -126,7 +126,7 @@ def _named(config: MixConfig) -> Iterator[tuple[str, str]]:
     for name in config.sources:
         yield "sources", name
     for at, one in enumerate(config.published):
-        for name in one.where.source or []:
+        for name in (name for where in one.where for name in where.source or []):
             yield f"published.{at}.where.source", name
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from curate.rows.mix_config import Published
-from curate.rows.row_rules import meets
+from curate.rows.row_rules import Where, meets_any
 from curate.vectors.exact import Uint64s
 from manifests import paths, store
 from manifests.errors import PartDamaged
@@ -100,14 +100,14 @@ def compare(chain: Mapping[str, StageDir], published: Sequence[Published]) -> li
     found, kept = np.zeros(len(published), np.int64), np.zeros(len(published), np.int64)
     taken = _taken(chain[MIX]) if MIX in chain else np.zeros(0, np.uint64)
     for rows in _rows_as_read(chain["ingest"]) if published else ():
-        met = rows.select(meets(one.where).alias(str(at)) for at, one in enumerate(published))
+        met = rows.select(meets_any(one.where).alias(str(at)) for at, one in enumerate(published))
         found += np.array(met.sum().row(0))
         kept += np.array(met.filter(_is_among(rows["uid"], taken)).sum().row(0))
     unread = _unread(chain["ingest"])
     return [
         Comparison(
             one,
-            int(found[at]) + (0 if one.where.needs_the_row else _of(unread, one.where.source)),
+            int(found[at]) + _unread_of(unread, one.where),
             int(kept[at]) if MIX in chain else None,
         )
         for at, one in enumerate(published)
@@ -179,8 +179,12 @@ def _unread(ingest: StageDir) -> dict[str, int]:
     return dict(counts.iter_rows())
 
 
-def _of(counts: Mapping[str, int], sources: Sequence[str] | None) -> int:
-    return sum(rows for name, rows in counts.items() if sources is None or name in sources)
+def _unread_of(unread: Mapping[str, int], wheres: Sequence[Where]) -> int:
+    """Return how many unread rows surely meet a description: it asks for their source alone."""
+    asked = [one.source for one in wheres if not one.needs_the_row]
+    return sum(
+        rows for name, rows in unread.items() if any(one is None or name in one for one in asked)
+    )
 
 
 def _taken(mix: StageDir) -> Uint64s:

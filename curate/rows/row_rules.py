@@ -5,7 +5,7 @@ Rows are frames with the columns key, num_images and first_image (null for text-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import polars as pl
@@ -66,12 +66,26 @@ class Where(Conditions):
         return any(value is not None for name, value in self if name != "source")
 
 
+def _as_wheres(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping | Where) else value
+
+
+Wheres = Annotated[list[Where], BeforeValidator(_as_wheres), Field(min_length=1)]
+"""One description of rows, or a list of which any will do."""
+
+
+def meets_any(wheres: Sequence[Where]) -> pl.Expr:
+    """Return whether a row meets one of the descriptions, never null."""
+    return pl.any_horizontal(map(meets, wheres))
+
+
 def meets(rule: Conditions) -> pl.Expr:
     """Return whether a row meets the rule, never null. Raises: UserError for unreadable ids.
 
     A `Where` with sources also reads the column source.
     """
-    return pl.all_horizontal(pl.lit(True), *_conditions(rule)).fill_null(False)
+    every_row = pl.repeat(True, pl.len())  # a lone literal would be one row
+    return pl.all_horizontal(every_row, *_conditions(rule)).fill_null(False)
 
 
 def _conditions(rule: Conditions) -> Iterator[pl.Expr]:
