@@ -27,6 +27,18 @@ def test_benchmark_images_are_found_by_path_name_stem_and_last_piece(tmp_path: P
     assert reasons([second, text_only], leakage=[{"ids": str(ids)}]) == ["benchmark_leakage", ""]
 
 
+def test_a_coco_name_of_2014_finds_the_image_of_2017(tmp_path: Path) -> None:
+    ids = tmp_path / "pope.txt"
+    ids.write_text(
+        "COCO_val2014_000000310196.jpg\nval/COCO_val2014_000000000042\nVG_000000000001\n"
+    )
+    images = [f"coco/train2017/{number:012d}.jpg" for number in (310196, 42, 1, 31019)]
+    found = reasons(
+        [says("<image>", "Yes.", images=[one]) for one in images], leakage=[{"ids": str(ids)}]
+    )
+    assert found == ["benchmark_leakage", "benchmark_leakage", "", ""]
+
+
 def test_benchmark_images_are_looked_for_only_under_their_prefix(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Self
 
 import polars as pl
@@ -14,6 +15,8 @@ from manifests import paths, store
 from manifests.errors import UserError
 from manifests.strict import Strict
 
+_COCO_NAME = re.compile(r"(?:^|/)COCO_\w+_(\d{12})(?:\.\w+)?$")
+
 
 class LeakageConfig(Strict):
     """A benchmark whose images must not be trained on."""
@@ -23,8 +26,8 @@ class LeakageConfig(Strict):
     ids: str = Field(min_length=1)
     """Text file of image ids or names, one a line, white space around it aside. An id finds the
     image whose path, file name, file name without extension, or the latter's piece after its last
-    underscore it is. Ids find more than names: COCO's 2014 and 2017 sets name an image otherwise,
-    but 000000000042 finds both."""
+    underscore it is. A name of COCO's, as in POPE's files (COCO_val2014_000000000042.jpg), means the
+    number in it too: COCO's 2014 and 2017 sets name one image otherwise."""
     under: str = ""
     """Only images whose path begins so are looked at: ids of COCO mean other images elsewhere."""
 
@@ -89,6 +92,7 @@ def _ids(one: LeakageConfig) -> pl.Series:
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(one, error) from error
     found = {line.strip() for line in lines} - {""}
+    found |= {name[1] for line in found if (name := _COCO_NAME.search(line))}
     return pl.Series("ids", sorted(found), pl.String)
 
 
