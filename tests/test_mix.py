@@ -252,6 +252,12 @@ def test_nothing_left_is_an_empty_mix_that_says_so(tmp_path: Path) -> None:
     assert "Mix of 0 instruction rows" in (Path(made["mix"].path) / "README.md").read_text()
 
 
+def test_a_file_without_rows_is_an_empty_mix_too(tmp_path: Path) -> None:
+    made = stages(run_here(small(tmp_path, [], {}), tmp_path / "out"))
+    assert record(made["mix"])["rows_in"] == 0
+    assert json.loads((Path(made["mix"].path) / "mix.json").read_text()) == []
+
+
 def test_unmix_from_the_command_line(made: dict[str, StageDir], tmp_path: Path) -> None:
     out = str(Path(made["mix"].path).parent)
     done = CliRunner().invoke(main, ["unmix", out, "--out", str(tmp_path / "back"), "--json"])

@@ -42,6 +42,15 @@ ORDER = "order"
 INDEX = "index"
 _UIDS, _COPIES, _LOST = f"{ORDER}/uids.npy", f"{ORDER}/copies.npy", f"{ORDER}/lost.parquet"
 
+_FACTS: dict[str, Any] = {
+    "uid": pl.UInt64,
+    "source": pl.String,
+    "key": pl.String,
+    "num_images": pl.UInt16,
+    "conversation_hash": pl.Binary,
+    "first_image": pl.String,
+}
+
 __all__ = ["MixConfig"]
 
 Uids = npt.NDArray[np.uint64]
@@ -164,7 +173,7 @@ def _config(view: View) -> MixWork:
 def _facts(view: View) -> pl.DataFrame:
     """Return what the rules ask of each row that resolve kept, by uid."""
     frames = [_facts_of(view, part["part"]) for part in view.parts()]
-    return pl.concat(frames).sort("uid")
+    return pl.concat([pl.DataFrame(schema=_FACTS), *frames]).sort("uid")
 
 
 def _facts_of(view: View, part: int) -> pl.DataFrame:

@@ -266,6 +266,8 @@ class _Resolver:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
+            if not paths.is_local(place.location) and not isinstance(error, PermissionError):
+                raise  # it may pass: the item is tried again
             return _bad("unreadable_image", image, error.strerror or str(error))
         return {
             "root": place.prefix,

@@ -26,7 +26,7 @@ class LeakageConfig(Strict):
     ids: str = Field(min_length=1)
     """Text file of image ids or names, one a line, white space around it aside. An id finds the
     image whose path, file name, file name without extension, or the latter's piece after its last
-    underscore it is. A name of COCO's, as in POPE's files (COCO_val2014_000000000042.jpg), means the
+    underscore it is. A name of COCO's, as POPE has them (COCO_val2014_000000000042.jpg), means the
     number in it too: COCO's 2014 and 2017 sets name one image otherwise."""
     under: str = ""
     """Only images whose path begins so are looked at: ids of COCO mean other images elsewhere."""
