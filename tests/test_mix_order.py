@@ -255,7 +255,7 @@ def test_rows_that_a_file_lists_are_those_with_its_ids(tmp_path: Path) -> None:
     assert other.canonical() == config.canonical()
     assert identity(config_of(sources={"b": {"weight": 2}})) == {}
     for look in (identity, lambda one: decide(frame_of(rows), one, 0)):
-        with pytest.raises(UserError, match=r"ids\.txt' of a rule(.|\n)*one row id a line"):
+        with pytest.raises(UserError, match=r"ids\.txt' cannot be read(.|\n)*one id a line"):
             look(config)
 
 

@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 
 from curate.rows import token_counts
 from curate.rows.clean_rules import BenchmarkImages
+from curate.rows.id_lists import digest_of, read_ids
 from curate.rows.mend import MendConfig
-from manifests import paths, store
-from manifests.errors import UserError
+from manifests import paths
 from manifests.strict import Strict
 
+_WHERE = "clean.leakage.ids"
 _COCO_NAME = re.compile(r"(?:^|/)COCO_\w+_(\d{12})(?:\.\w+)?$")
 
 
@@ -76,7 +77,9 @@ def identity(config: CleanConfig) -> dict[str, Any]:
     """
     counts = config.max_tokens is not None and config.tokenizer is not None
     return {
-        "leakage": [[paths.name_of(one.ids), _digest(one)] for one in config.leakage],
+        "leakage": [
+            [paths.name_of(one.ids), digest_of(one.ids, where=_WHERE)] for one in config.leakage
+        ],
         "tokenizer": token_counts.identity(config.tokenizer or "") if counts else None,
     }
 
@@ -87,25 +90,6 @@ def benchmark_images(config: CleanConfig) -> list[BenchmarkImages]:
 
 
 def _ids(one: LeakageConfig) -> pl.Series:
-    try:
-        lines = store.read_bytes(one.ids).decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(one, error) from error
-    found = {line.strip() for line in lines} - {""}
-    found |= {name[1] for line in found if (name := _COCO_NAME.search(line))}
+    given = read_ids(one.ids, where=_WHERE)
+    found = {*given, *(name[1] for line in given if (name := _COCO_NAME.search(line)))}
     return pl.Series("ids", sorted(found), pl.String)
-
-
-def _digest(one: LeakageConfig) -> str:
-    try:
-        return store.sha256_of(one.ids)
-    except OSError as error:
-        raise _unreadable(one, error) from error
-
-
-def _unreadable(one: LeakageConfig, error: Exception) -> UserError:
-    return UserError(
-        f"clean.leakage.ids {one.ids!r} cannot be read.",
-        f"{error}.",
-        "Give a UTF-8 text file with one image id or name a line.",
-    )

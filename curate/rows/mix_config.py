@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from curate.rows.row_rules import RowRule, Texts, Wheres, digest_of
+from curate.rows.id_lists import digest_of
+from curate.rows.row_rules import WHERE, RowRule, Texts, Wheres
 from manifests.errors import UserError
 from manifests.strict import Strict, nearest
 
@@ -131,4 +132,4 @@ def _named(config: MixConfig) -> Iterator[tuple[str, str]]:
 
 
 def _digests(rules: Sequence[RowRule]) -> list[str | None]:
-    return [None if rule.ids is None else digest_of(rule.ids) for rule in rules]
+    return [None if rule.ids is None else digest_of(rule.ids, where=WHERE) for rule in rules]

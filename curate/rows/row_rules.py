@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Self
 import polars as pl
 from pydantic import BeforeValidator, Field, model_validator
 
-from manifests import store
-from manifests.errors import UserError
+from curate.rows.id_lists import read_ids
 from manifests.strict import Strict
+
+WHERE = "recipe.mix: ids"
+"""What names a list of row ids, for errors."""
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -99,35 +101,10 @@ def _conditions(rule: Conditions) -> Iterator[pl.Expr]:
     if rule.image_under is not None:
         yield pl.col("first_image").str.starts_with(rule.image_under.rstrip("/") + "/")
     if isinstance(rule, RowRule) and rule.ids is not None:
-        yield key.is_in(read_ids(rule.ids).implode())
+        yield key.is_in(pl.Series(read_ids(rule.ids, where=WHERE), dtype=pl.String).implode())
     if isinstance(rule, Where) and rule.source is not None:
         yield pl.col("source").is_in(rule.source)
 
 
 def _begins(column: pl.Expr, prefixes: list[str]) -> pl.Expr:
     return pl.any_horizontal(column.str.starts_with(prefix) for prefix in prefixes)
-
-
-def read_ids(path: str) -> pl.Series:
-    """Return the distinct ids of a text file. Raises: UserError when it cannot be read."""
-    try:
-        lines = store.read_bytes(path).decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-    return pl.Series("ids", sorted({line.strip() for line in lines} - {""}), pl.String)
-
-
-def digest_of(path: str) -> str:
-    """Return the SHA-256 of a file of ids. Raises: UserError when it cannot be read."""
-    try:
-        return store.sha256_of(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: Exception) -> UserError:
-    return UserError(
-        f"The ids {path!r} of a rule of recipe.mix cannot be read.",
-        f"{error}.",
-        "Give a UTF-8 text file with one row id a line.",
-    )
