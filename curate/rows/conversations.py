@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
-PLACEHOLDER = "<image>"
+from curate.media.llava_rows import IMAGE_PLACEHOLDER
 
 RowErrorClass = Literal["bad_json", "not_an_object", "unknown_format", "bad_field"]
 
@@ -92,7 +92,7 @@ class Conversations:
         for count in self.num_turns:
             at = next((i for i in range(start, start + count) if self.roles[i] == "human"), None)
             text = "" if at is None else self.texts[at]
-            found.append(text.replace(PLACEHOLDER, "").strip())
+            found.append(text.replace(IMAGE_PLACEHOLDER, "").strip())
             start += count
         return found
 
@@ -134,7 +134,7 @@ def conversations_of(rows: Sequence[Any]) -> Conversations | None:
         image for image, count in zip(images, found.num_turns, strict=True) for _ in range(count)
     ]
     found.texts = [
-        _placeholder_first(text) if image and PLACEHOLDER in text else text
+        _placeholder_first(text) if image and IMAGE_PLACEHOLDER in text else text
         for text, image in zip(texts, has_one, strict=True)
     ]
     return found
@@ -164,7 +164,7 @@ def normalise(row: Any) -> Conversation:
     else:
         roles, texts = ["human", "gpt"], [_question(row), _text(row["output"], "output")]
     if len(images) == 1:
-        texts = [_placeholder_first(text) if PLACEHOLDER in text else text for text in texts]
+        texts = [_placeholder_first(text) if IMAGE_PLACEHOLDER in text else text for text in texts]
     used = _USED | _FIELDS[form]
     extra = {name: value for name, value in row.items() if name not in used}
     url = row.get("url")
@@ -259,10 +259,10 @@ def _part(part: Any, images: list[str]) -> str:
     path = path.get("url") if isinstance(path, dict) else path
     if path:
         images.append(_text(path, kind))
-    return PLACEHOLDER
+    return IMAGE_PLACEHOLDER
 
 
 def _placeholder_first(text: str) -> str:
-    if text.count(PLACEHOLDER) != 1:
+    if text.count(IMAGE_PLACEHOLDER) != 1:
         return text
-    return f"{PLACEHOLDER}\n{text.replace(PLACEHOLDER, '').strip()}".strip()
+    return f"{IMAGE_PLACEHOLDER}\n{text.replace(IMAGE_PLACEHOLDER, '').strip()}".strip()
