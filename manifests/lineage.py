@@ -186,6 +186,8 @@ def _uids_of_member(chain: Mapping[str, StageDir], key: str) -> list[int]:
 def _uid_if_known(chain: Mapping[str, StageDir], name: str) -> list[int]:
     if not name.isascii() or not name.isdigit() or int(name) >= _MAX_UID:
         return []
+    if name != str(int(name)):  # 000000005 is how shards number their samples
+        return []
     return [int(name)] if _ingested(chain, int(name)) else []
 
 

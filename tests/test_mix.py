@@ -229,6 +229,8 @@ def test_why_tells_an_instruction_rows_story(made: dict[str, StageDir]) -> None:
     assert [s.reason for s in mended.steps if s.stage == "clean"] == ["mended:dangling_human_turn"]
     (by_member,) = why(made, mended.steps[-1].facts["member"])
     assert by_member.uid == mended.uid
+    (first,) = why(made, "000000001")  # the sample of that key, not the row of uid 1
+    assert first.steps[-1].facts["member"] == "000000001"
 
 
 def test_an_image_that_changes_after_it_was_found_is_not_written(tmp_path: Path) -> None:
