@@ -76,9 +76,9 @@ def _turns(random_of: random.Random, words: str, *, has_image: bool) -> list[dic
     for _ in range(random_of.choice(ROUNDS)):
         for role, (least, most) in (("human", QUESTION_CHARS), ("gpt", ANSWER_CHARS)):
             start = random_of.randrange(WORDS_CHARS - most)
-            turns.append(
-                {"from": role, "value": words[start : start + random_of.randint(least, most)]}
-            )
+            said = words[start : start + random_of.randint(least, most)]
+            # an answer that stood in its question would be dropped
+            turns.append({"from": role, "value": said if role == "human" else f"{said} Right."})
     if has_image:
         turns[0]["value"] = "<image>\n" + turns[0]["value"]
     return turns
