@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from itertools import product
 from typing import Any
@@ -250,6 +251,15 @@ def test_sorting_saves_padding_and_ranks_are_evenly_loaded() -> None:
     assert idle_share(plan) < 0.1
     greedy = plan_of(data, ranks=8, global_batch_size=128)
     assert len(greedy.starts) <= len(plan.starts)
+
+
+def test_two_million_samples_are_planned_in_seconds() -> None:
+    num_rows = 2_000_000
+    data = columns(num_rows)
+    begun = time.process_time()
+    plan = plan_of(data, ranks=8, micro_batches_multiple_of=8)
+    assert time.process_time() - begun < 10
+    assert np.array_equal(np.sort(plan.rows), np.arange(num_rows))
 
 
 def test_shares_are_those_counted_by_hand() -> None:

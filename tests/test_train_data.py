@@ -106,6 +106,8 @@ def told(sample: TrainSample) -> tuple[int, dict[str, Any], list[bytes]]:
 def test_rows_are_read_as_they_were_written(index: Index) -> None:
     assert [told(index.sample(row)) for row in range(len(index))] == ROWS
     assert len(index) == len(ROWS)
+    sent = pickle.loads(pickle.dumps(index))  # noqa: S301 (ours; workers that are no forks get it)
+    assert told(sent.sample(7)) == ROWS[7]
 
 
 def test_columns_are_those_of_the_table(index: Index) -> None:

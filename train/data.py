@@ -116,7 +116,9 @@ class Index:
                 "Its samples would be drawn twice without a word.",
                 "Name it once, and give its sources the weight 2 for that.",
             )
-        return _joined([_read_part(*one) for one in _parts_of(directories)])
+        index = _joined([_read_part(*one) for one in _parts_of(directories)])
+        pa.default_memory_pool().release_unused()  # else it keeps what the tables took
+        return index
 
     def columns(self) -> Columns:
         """Return what a plan is made from; token counts are those estimated by curation."""
@@ -214,7 +216,8 @@ def batches(
     from torch import Generator
     from torch.utils.data import DataLoader
 
-    yield from DataLoader(
+    loader: Any = DataLoader
+    yield from loader(
         _Prepared(index, make_row),
         sampler=_Dealt(plan, rank, start),
         batch_size=None,
@@ -308,7 +311,7 @@ def _joined(parts: list[dict[str, Any]]) -> Index:
     """Return the index of all parts."""
 
     def all_of(name: str) -> NDArray[Any]:
-        return np.concatenate([part[name] for part in parts])
+        return np.concatenate([part.pop(name) for part in parts])  # what is joined is freed
 
     shard, shards = _coded([part["shard"] for part in parts])
     source, sources = _coded([part["source"] for part in parts])
@@ -317,7 +320,7 @@ def _joined(parts: list[dict[str, Any]]) -> Index:
     return Index(
         identity=occurrences(uid),
         uid=uid,
-        key=pa.concat_arrays([part["key"] for part in parts]),
+        key=pa.concat_arrays([part.pop("key") for part in parts]),
         shard=shard,
         json_offset=all_of("json_offset"),
         json_size=all_of("json_size"),
@@ -349,7 +352,8 @@ def _kept(path: str) -> NDArray[np.uint64]:
             "Give a coreset's parquet file or a folder of verdicts.",
         )
     kept = table.filter(table.column("keep")) if "keep" in table.column_names else table
-    return kept.column("uid").to_numpy().astype(np.uint64)
+    uids: NDArray[np.uint64] = kept.column("uid").to_numpy().astype(np.uint64)
+    return uids
 
 
 def _check_known(wanted: NDArray[np.uint64], met: NDArray[np.uint64]) -> None:

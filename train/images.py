@@ -88,8 +88,11 @@ class ImageRules:
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return an RGB picture's pixel values: float32 [3, side, side], normalised."""
         padded = pad_to_square(image, self.background) if self.mode == "pad" else image
-        pixels = np.asarray(self._resized(padded))
-        return np.stack([table[pixels[..., at]] for at, table in enumerate(self._tables())])
+        values = np.empty((3, self.side, self.side), np.float32)
+        bands = zip(self._resized(padded).split(), self._tables(), values, strict=True)
+        for band, table, out in bands:  # "clip" costs nothing here, and spares take a copy
+            np.take(table, np.asarray(band), out=out, mode="clip")
+        return values
 
     @property
     def background(self) -> tuple[int, ...]:
@@ -156,10 +159,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
     """Return `rgb` turned as the EXIF of `image` says; damaged EXIF says nothing."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except _DECODER_ERRORS:
+        turn = _TURNS.get(image.getexif()[_ORIENTATION_TAG])
+    except _DECODER_ERRORS:  # a KeyError where there is none
         return rgb
-    turn = _TURNS.get(orientation)
     return rgb if turn is None else rgb.transpose(turn)
 
 

@@ -47,8 +47,9 @@ class PlanConfig(Strict):
     tokens_per_micro_batch: int = Field(default=16_384, ge=1)
     """Upper limit of rows times padded length; a single longer sample is a micro-batch alone."""
     micro_batches_multiple_of: int = Field(default=1, ge=1)
-    """Cuts a step into a multiple of this many micro-batches where it has the samples. As many as
-    there are ranks lets them finish together; set here, as the cut must not follow the ranks."""
+    """Cuts a step into about the next multiple of this many micro-batches, all of about one size.
+    The number of ranks lets them finish together; it is set here, as the cut must be the same when
+    a run goes on with other ranks."""
     tokens_per_image: int = Field(default=729, ge=0)
     max_length: int = Field(default=2048, ge=1)
     """Longer samples are cut to this, so their length counts as this."""
@@ -78,7 +79,7 @@ class Columns:
         """The SHA-256 of all columns, in hex."""
         found = hashlib.sha256(json.dumps(self.sources).encode())
         for column in (self.identity, self.tokens, self.num_images, self.source):
-            found.update(np.ascontiguousarray(column, "<i8" if column.dtype.kind == "i" else "<u8"))
+            found.update(column.astype("<u8").tobytes())
         return found.hexdigest()
 
     def lengths(self, config: PlanConfig) -> Ints:
@@ -156,7 +157,7 @@ def make_plan(
     by_length = np.lexsort((-lengths, step_of))
     lengths = lengths[by_length]
     starts = _packed(lengths, step_starts, _budgets(lengths, step_starts, config))
-    stops = np.append(starts[1:], step_starts[-1])
+    stops: Ints = np.append(starts[1:], step_starts[-1])
     step = np.searchsorted(step_starts, starts, side="right") - 1
     rank = _dealt(step, lengths[starts] * (stops - starts), world_size)
     by_rank = np.lexsort((-lengths[starts] * (stops - starts), rank, step))
@@ -236,10 +237,12 @@ def num_copies(columns: Columns, *, seed: int, epoch: int, config: PlanConfig) -
             raise unknown_key(name, list(columns.sources), where="weights")
     by_source = np.array([_weight(config, name) for name in columns.sources], np.float64)
     weight = by_source[columns.source]
-    # 53 bits of the hash are a double in [0, 1): where in its cycle of epochs a sample begins.
-    phase = (_mixed(columns.identity ^ _salted(seed, "copies")) >> np.uint64(11)) * 2.0**-53
-    until, before = np.floor((epoch + 1) * weight + phase), np.floor(epoch * weight + phase)
-    return (until - before).astype(np.int64)
+    # Where in its cycle of epochs a sample begins, in [0, 1). Of 32 bits: with more, the sum with a
+    # whole number might be rounded up to the next.
+    phase = (_mixed(columns.identity ^ _salted(seed, "copies")) >> np.uint64(32)) * 2.0**-32
+    copies: Ints = np.floor((epoch + 1) * weight + phase).astype(np.int64)
+    copies -= np.floor(epoch * weight + phase).astype(np.int64)
+    return copies
 
 
 def num_steps(columns: Columns, *, seed: int, epoch: int, config: PlanConfig) -> int:
@@ -366,7 +369,8 @@ def _salted(seed: int, purpose: str, epoch: int = 0) -> np.uint64:
 
 def _mixed(values: Hashes, copy: Ints | int = 0) -> Hashes:
     """Return splitmix64's output for each value, `copy` steps on; 0 becomes 0."""
-    mixed = values + np.asarray(copy).astype(np.uint64) * _GOLDEN
+    mixed: Hashes = values + np.asarray(copy).astype(np.uint64) * _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
