@@ -52,6 +52,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3"},
     "stablelm": {"model_type": "stablelm", "use_qkv_bias": True},
     "granite": {"model_type": "granite", "logits_scaling": 8.0, "embedding_multiplier": 12.0},
+    "minicpm3": {
+        **{"model_type": "minicpm3", "num_key_value_heads": 2, "dim_model_base": 8},
+        **{"kv_lora_rank": 8, "q_lora_rank": 8},
+        **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+    },
     "gemma3": {"model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 16},
 }
 

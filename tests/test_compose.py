@@ -21,11 +21,13 @@ from small_llava import (
     save_tower,
     tokenizer_for,
 )
+from tokenizers.processors import TemplateProcessing
 
 from manifests.errors import UserError
 from train.compose import Composed, compose
 from train.processor_files import SYSTEM
-from train.tensor_files import read_tensors
+from train.same_text import check_same_text
+from train.tensor_files import LazyTensor, read_tensors, write_tensors
 
 TOWERS = ["siglip_vision_model", "siglip", "clip_vision_model", "clip"]
 
@@ -236,7 +238,7 @@ def test_the_template_is_bunny_s_and_marks_what_is_trained(stock: Composed) -> N
 
 def test_the_image_token_is_a_row_that_text_never_uses(stock: Composed, llama: Path) -> None:
     base = transformers.AutoTokenizer.from_pretrained(llama)
-    assert stock.image_token == "<image>"
+    assert (stock.image_token, stock.image_token_id) == ("<image>", 257)
     assert stock.image_token_id not in base.get_vocab().values()
     assert stock.image_token_id < NUM_ROWS
     assert transformers.AutoTokenizer.from_pretrained(stock.path).encode("<image>") == [
@@ -250,8 +252,8 @@ def test_without_a_free_row_a_reserved_token_is_taken(
 ) -> None:
     base = full_vocabulary(tmp_path / "lm", "<|reserved_special_token_{}|>")
     made = compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
-    assert made.image_token == "<|reserved_special_token_62|>"
-    assert made.image_token_id == NUM_ROWS - 1
+    row = (made.image_token, made.image_token_id)
+    assert row == ("<|reserved_special_token_62|>", NUM_ROWS - 1)
     template = transformers.AutoTokenizer.from_pretrained(made.path).chat_template
     assert made.image_token in template
     assert "<image>" not in template
@@ -309,10 +311,50 @@ def test_a_finished_directory_stays_and_an_unfinished_one_is_written_anew(
     loaded(out)
 
 
-def edited(folder: Path, **values: Any) -> Path:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
-    return folder
+def edited(config: Path, gone: str = "", **values: Any) -> None:
+    given = json.loads(config.read_text())
+    given.pop(gone, None)
+    config.write_text(json.dumps({**given, **values}))
+
+
+def test_configs_of_transformers_4_are_kept_as_published(
+    towers: dict[str, Path], tmp_path: Path
+) -> None:
+    base = save_language_model(tmp_path / "lm")
+    old = {"rope_theta": 50.0, "torch_dtype": "float32", "auto_map": {"AutoConfig": "no.Such"}}
+    edited(base / "config.json", gone="rope_parameters", **old)
+    edited(base / "tokenizer_config.json", gone="eos_token")
+    with pytest.raises(UserError, match="without an end-of-text token"):
+        compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
+    edited(base / "tokenizer_config.json", eos_token=EOS)
+    made = compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
+    text = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    assert text["rope_theta"] == 50.0
+    assert not {"torch_dtype", "auto_map"} & set(text)
+    assert loaded(made.path).config.text_config.rope_parameters["rope_theta"] == 50.0
+
+
+def test_a_text_that_begins_with_a_token_does_so_in_the_template_once(
+    towers: dict[str, Path], tmp_path: Path
+) -> None:
+    base = save_language_model(tmp_path / "lm")
+    tokenizer = tokenizer_for()
+    begin = ("<s>", 257)
+    tokenizer.add_special_tokens({"bos_token": begin[0]})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[begin]
+    )
+    tokenizer.save_pretrained(base)
+    made = compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
+    turns = [{"role": "user", "content": "hi"}]
+    processor = transformers.AutoProcessor.from_pretrained(made.path)
+    ids = processor.tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    (by_processor,) = processor.apply_chat_template(turns, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert ids == by_processor
+    assert ids.count(257) == 1
+    assert ids[0] == 257
 
 
 @pytest.mark.parametrize(
@@ -350,13 +392,27 @@ def test_language_models_that_llava_cannot_hold_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_nobody_foresaw_fails_the_comparison_of_logits(
-    towers: dict[str, Path], tmp_path: Path
+def test_other_text_logits_are_refused(stock: Composed, tmp_path: Path) -> None:
+    other = save_language_model(tmp_path / "lm", seed=5)
+    config = transformers.AutoConfig.from_pretrained(stock.path)
+    with pytest.raises(UserError, match="Text logits .* differ"):
+        check_same_text(Path(stock.path), config, other, torch.float32, relative=1e-3)
+
+
+def test_a_tower_that_lacks_a_tensor_leaves_no_finished_directory(
+    llama: Path, tmp_path: Path
 ) -> None:
-    base = save_language_model(tmp_path / "lm")
-    edited(tmp_path / "lm", tie_word_embeddings=False)
-    config = {"model_type": "minicpm3", "scale_emb": 2.0, "dim_model_base": 8}
-    del base, config
+    tower = save_tower(tmp_path / "tower")
+    tensors = read_tensors(tower)
+    whole = [LazyTensor(one.name, one.shape, one.dtype, one.read().clone) for one in tensors]
+    write_tensors(tower, whole[1:], shard_bytes=10**9)
+    with pytest.raises(UserError, match=f"(?s)do not fit.*{whole[0].name}"):
+        compose(str(tower), str(llama), str(tmp_path / "out"))
+    assert not (tmp_path / "out/config.json").exists()
+
+
+def composed_with(towers: dict[str, Path], llama: Path, folder: Path, token: str) -> Composed:
+    return compose(str(towers["siglip"]), str(llama), str(folder / "out"), image_token=token)
 
 
 @pytest.mark.parametrize("token", [EOS, "a"])
@@ -364,13 +420,11 @@ def test_a_token_of_text_cannot_stand_for_images(
     token: str, towers: dict[str, Path], llama: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="cannot stand for images"):
-        compose(str(towers["siglip"]), str(llama), str(tmp_path / "out"), image_token=token)
+        composed_with(towers, llama, tmp_path, token)
 
 
 def test_an_asked_for_token_is_added(towers: dict[str, Path], llama: Path, tmp_path: Path) -> None:
-    made = compose(
-        str(towers["siglip"]), str(llama), str(tmp_path / "out"), image_token="<picture>"
-    )
+    made = composed_with(towers, llama, tmp_path, "<picture>")
     assert (made.image_token, made.image_token_id) == ("<picture>", 257)
 
 

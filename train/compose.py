@@ -18,7 +18,7 @@ import torch
 from manifests.errors import UserError
 from train import checkpoint_keys, processor_files, scale_folding
 from train.image_token import ImageToken, pick_image_token
-from train.processor_files import BUNNY_TEMPLATE, ImageShape
+from train.processor_files import BUNNY_TEMPLATE
 from train.same_text import check_same_text
 from train.tensor_files import LazyTensor, read_tensors, write_tensors
 from train.towers import Tower, read_language_model, read_tower
@@ -117,13 +117,20 @@ def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"{path} has no tokenizer that can be read.",
             str(error).splitlines()[0],
             "Take the language model's whole directory, with tokenizer.json.",
         ) from error
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"{path} has a tokenizer without an end-of-text token.",
+            "An answer's end must be something that a model can learn to say.",
+            "Set eos_token in its tokenizer_config.json.",
+        )
+    return tokenizer
 
 
 def _language_tensors(path: Path, config: Any, more: int) -> tuple[list[LazyTensor], list[str]]:
@@ -195,16 +202,17 @@ def _tower_tensors(path: Path) -> list[LazyTensor]:
 def _projector(tower: Tower, text_dim: int, seed: int) -> list[LazyTensor]:
     """Draw the projector in float32 as nn.Linear initialises itself, weight before bias."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = {}
+    drawn = []
     for layer, fan_in in (("linear_1", tower.hidden_size), ("linear_2", text_dim)):
         bound = fan_in**-0.5
         for name, shape in (("weight", (text_dim, fan_in)), ("bias", (text_dim,))):
             values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-            drawn[f"{checkpoint_keys.PROJECTOR}.{layer}.{name}"] = values
-    return [
-        LazyTensor(name, tuple(values.shape), values.dtype, lambda values=values: values)
-        for name, values in drawn.items()
-    ]
+            drawn.append(_made(f"{checkpoint_keys.PROJECTOR}.{layer}.{name}", values))
+    return drawn
+
+
+def _made(name: str, values: torch.Tensor) -> LazyTensor:
+    return LazyTensor(name, tuple(values.shape), values.dtype, lambda: values)
 
 
 def _config(
@@ -221,8 +229,7 @@ def _config(
     """
     text = {**copy.deepcopy(raw), "vocab_size": config.vocab_size + more}
     text["tie_word_embeddings"] = config.tie_word_embeddings
-    if scale_folding.logits_divisor(config) != 1.0:
-        text["logits_scaling"] = 1.0
+    text |= scale_folding.undivided(config)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

@@ -52,13 +52,13 @@ def _make_special(tokenizer: Any, token: str) -> None:
 
 
 def _default(tokenizer: Any, num_rows: int) -> str:
-    vocabulary = tokenizer.get_vocab()
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     if IMAGE in vocabulary or max(vocabulary.values()) + 1 < num_rows:
         return IMAGE
     reserved = [token for token in vocabulary if _RESERVED.fullmatch(token)]
     if not reserved:
         raise _no_free_row(num_rows)
-    return max(reserved, key=lambda token: int(vocabulary[token]))
+    return max(reserved, key=lambda token: vocabulary[token])
 
 
 def _known(tokenizer: Any, num_rows: int, token: str) -> ImageToken:

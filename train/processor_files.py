@@ -119,12 +119,22 @@ def write_tokenizer(directory: Path, tokenizer: Any, image: ImageToken, template
     """Write the tokenizer with its image token, a padding token and the chat template.
 
     Args:
-        template: jinja, with `<image>` where an image stands and `{% generation %}` marks.
+        template: jinja, with `<image>` where an image stands and `{% generation %}` marks. If the
+            tokenizer begins texts with bos_token, so does the written template: whoever renders it
+            (vLLM, apply_chat_template) tokenizes without special tokens.
     """
+    if "bos_token" not in template and _begins_texts(tokenizer):
+        template = "{{- bos_token -}}" + template
     tokenizer.chat_template = template.replace(IMAGE, image.text)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked: any token will do
     tokenizer.save_pretrained(directory)
+
+
+def _begins_texts(tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == (
+        tokenizer.bos_token_id
+    )
 
 
 def write_generation_config(directory: Path, language_model: Path, tokenizer: Any) -> None:

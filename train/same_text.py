@@ -6,7 +6,6 @@ attention that lost its causal mask. So both models are run, one after the other
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,11 @@ def _text(num_rows: int) -> torch.Tensor:
 def _base_logits(base: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         head.bias = None  # its loss is told in a warning; everything else must be equal
-    return _logits(model, ids)
+    return _logits(model.eval(), ids)
 
 
 def _composed_logits(
@@ -70,9 +69,10 @@ def _composed_logits(
 ) -> torch.Tensor:
     from transformers import LlavaForConditionalGeneration
 
-    model, loaded = LlavaForConditionalGeneration.from_pretrained(
+    both: Any = LlavaForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, output_loading_info=True
     )
+    model, loaded = both
     wrong = {name: sorted(loaded[name]) for name in ("missing_keys", "unexpected_keys")}
     if any(wrong.values()):
         raise UserError(
@@ -86,6 +86,4 @@ def _composed_logits(
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
-    del model
-    gc.collect()  # a module's cycles would hold the weights while the next model loads
-    return logits
+    return logits  # the model is freed as its last name goes: Transformers' modules hold no cycle

@@ -1,8 +1,9 @@
 """What a causal LM does to its logits after the head, expressed in weights where that is exact.
 
 LLaVA's head is a bare matrix: it applies no scale, soft cap or bias, and says nothing about it.
-A division by `logits_scaling` (Granite, and MiniCPM converted to it) moves into the last norm's
-weight, since RMSNorm and the head are linear in it. A soft cap is no linear map and is refused.
+A division by `logits_scaling` (Granite, MiniCPM 3, and MiniCPM converted to Granite) moves into the
+last norm's weight, since RMSNorm and the head are linear in it. A soft cap is no linear map and is
+refused.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ def logits_divisor(text_config: Any) -> float:
                 "Use a language model without it: Gemma 3 instead of Gemma 2, Qwen, Llama, SmolLM.",
             )
     return float(getattr(text_config, "logits_scaling", None) or 1.0)
+
+
+def undivided(text_config: Any) -> dict[str, float]:
+    """Return the fields of the config that say that the logits are not divided, after fold."""
+    if logits_divisor(text_config) == 1.0:
+        return {}
+    if text_config.model_type == "minicpm3":  # divides by hidden_size / dim_model_base
+        return {"dim_model_base": text_config.hidden_size}
+    return {"logits_scaling": 1.0}
 
 
 def is_exact(divisor: float) -> bool:

@@ -94,7 +94,8 @@ def _headers(path: Path) -> Iterator[LazyTensor]:
 def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
     def read() -> torch.Tensor:
         with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
+            values: torch.Tensor = file.get_tensor(name)
+            return values
 
     return read
 
@@ -142,7 +143,7 @@ def _write_file(path: Path, tensors: list[LazyTensor]) -> None:
             values = one.read().contiguous()
             if (tuple(values.shape), values.dtype) != (one.shape, one.dtype):
                 raise ValueError(f"{one.name}: {values.shape} {values.dtype}, not as announced")
-            file.write(values.reshape(-1).view(torch.uint8).numpy())
+            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _header(tensors: list[LazyTensor]) -> bytes:
