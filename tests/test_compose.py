@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_shards_hold_the_same_tensors(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def read() -> torch.Tensor:
+        assert [one for one in made if one() is not None] == []
+        values = torch.full((3, 5), len(made), dtype=torch.bfloat16)
+        made.append(weakref.ref(values))
+        return values
+
+    names = [f"w{n}" for n in range(5)]
+    lazy = [LazyTensor(name, (3, 5), torch.bfloat16, read) for name in names]
+    write_tensors(tmp_path, lazy, shard_bytes=90)
+    found = read_tensors(tmp_path)
+    assert [one.name for one in found] == names
+    assert [float(one.read()[2, 4]) for one in found] == [0, 1, 2, 3, 4]
+
+
 def test_the_projector_is_drawn_as_torch_draws_linear_layers(stock: Composed) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -259,14 +277,17 @@ def test_without_a_free_row_a_reserved_token_is_taken(
     assert "<image>" not in template
 
 
-def full_vocabulary(folder: Path, word: str) -> Path:
-    save_language_model(folder)
+def full_vocabulary(folder: Path, word: str, family: str = "llama") -> Path:
+    save_language_model(folder, family)
     tokenizer_for(NUM_ROWS - 257, word).save_pretrained(folder)
     return folder
 
 
-def test_without_any_row_more_must_be_asked_for(towers: dict[str, Path], tmp_path: Path) -> None:
-    base = full_vocabulary(tmp_path / "lm", "<|word_{}|>")
+@pytest.mark.parametrize("family", ["llama", "smollm2"])
+def test_without_any_row_more_must_be_asked_for(
+    family: str, towers: dict[str, Path], tmp_path: Path
+) -> None:
+    base = full_vocabulary(tmp_path / "lm", "<|word_{}|>", family)
     with pytest.raises(UserError, match="resize: 64"):
         compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
     made = compose(str(towers["siglip"]), str(base), str(tmp_path / "out"), resize_vocabulary=64)

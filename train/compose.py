@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from manifests import store
 from manifests.errors import UserError
 from train import checkpoint_keys, processor_files, scale_folding
 from train.image_token import ImageToken, pick_image_token
@@ -89,7 +90,7 @@ def compose(
     processor_files.write_generation_config(path, lm.path, tokenizer)
     values = _config(tower, lm.raw, lm.config, image, resize_vocabulary, main_dtype)
     _check(path, values, lm.path, main_dtype, divisor)
-    processor_files.write_json(path / "config.json", values)
+    store.write_json(str(path), "config.json", values)
     return Composed(str(path), image.text, image.id, tower.shape.num_tokens, warnings)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manifests import store
 from train.image_token import IMAGE, ImageToken
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -82,7 +83,7 @@ def write_processor(directory: Path, tower: Path, shape: ImageShape, image: Imag
         "vision_feature_select_strategy": shape.strategy,
         "image_processor": _image_processor(tower, shape),
     }
-    write_json(directory / "processor_config.json", config)
+    store.write_json(str(directory), "processor_config.json", config)
 
 
 def _image_processor(tower: Path, shape: ImageShape) -> dict[str, Any]:
@@ -146,9 +147,4 @@ def write_generation_config(directory: Path, language_model: Path, tokenizer: An
     if tokenizer.eos_token_id not in stops:
         stops = [*stops, tokenizer.eos_token_id]
     config |= {"eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
-    write_json(directory / "generation_config.json", config)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file, keys sorted: the same model is the same bytes."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    store.write_json(str(directory), "generation_config.json", config)

@@ -10,11 +10,14 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
 
+from manifests import store
 from manifests.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -112,15 +115,14 @@ def write_tensors(directory: Path, tensors: list[LazyTensor], shard_bytes: int) 
         old.unlink(missing_ok=True)
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
-        return _write_file(directory / WEIGHTS, shards[0])
+        store.write(str(directory), WEIGHTS, partial(_fill, shards[0]))
+        return
     names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        _write_file(directory / name, shard)
+        store.write(str(directory), name, partial(_fill, shard))
     placed = {one.name: name for name, shard in zip(names, shards, strict=True) for one in shard}
     total = {"total_size": sum(one.num_bytes for one in tensors)}
-    index = json.dumps({"metadata": total, "weight_map": placed}, indent=2, sort_keys=True)
-    (directory / INDEX).write_text(index + "\n")
-    return None
+    store.write_json(str(directory), INDEX, {"metadata": total, "weight_map": placed})
 
 
 def _shards(tensors: list[LazyTensor], shard_bytes: int) -> list[list[LazyTensor]]:
@@ -135,15 +137,18 @@ def _shards(tensors: list[LazyTensor], shard_bytes: int) -> list[list[LazyTensor
     return shards
 
 
-def _write_file(path: Path, tensors: list[LazyTensor]) -> None:
-    with path.open("wb") as file:
-        header = _header(tensors)
-        file.write(len(header).to_bytes(8, "little") + header)
-        for one in tensors:
-            values = one.read().contiguous()
-            if (tuple(values.shape), values.dtype) != (one.shape, one.dtype):
-                raise ValueError(f"{one.name}: {values.shape} {values.dtype}, not as announced")
-            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+def _fill(tensors: list[LazyTensor], file: BinaryIO) -> None:
+    header = _header(tensors)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for one in tensors:
+        file.write(_bytes_of(one))  # freed before the next is read
+
+
+def _bytes_of(tensor: LazyTensor) -> memoryview:
+    values = tensor.read().contiguous()
+    if (tuple(values.shape), values.dtype) != (tensor.shape, tensor.dtype):
+        raise ValueError(f"{tensor.name}: {values.shape} {values.dtype}, not as announced")
+    return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(tensors: list[LazyTensor]) -> bytes:
