@@ -1,4 +1,7 @@
-"""Tiny random vision towers, causal language models and tokenizers, saved as the hub has them."""
+"""Tiny random vision towers, causal language models and tokenizers, saved as the hub has them.
+
+The fixtures are called `towers` and `llama`: import `small_towers`, `small_language_model`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,6 +21,7 @@ ensure_torchvision_importable()  # every model of Transformers imports torchvisi
 logging.disable_progress_bar()
 logging.set_verbosity_error()
 
+TOWERS = ["siglip_vision_model", "siglip", "clip_vision_model", "clip"]
 SIDE, PATCH = 16, 4
 NUM_PATCHES = (SIDE // PATCH) ** 2
 NUM_ROWS = 320
@@ -100,3 +105,14 @@ def tokenizer_for(extra: int = 0, word: str = "<|special_{}|>") -> Any:
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=EOS)
     tokenizer.add_tokens([word.format(n) for n in range(extra)], special_tokens=True)
     return tokenizer
+
+
+@pytest.fixture(scope="module", name="towers")
+def small_towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("towers")
+    return {kind: save_tower(folder / kind, kind) for kind in TOWERS}
+
+
+@pytest.fixture(scope="module", name="llama")
+def small_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_language_model(tmp_path_factory.mktemp("lm") / "llama")
