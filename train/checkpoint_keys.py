@@ -1,0 +1,51 @@
+"""Names of a checkpoint's tensors, from a vision tower or a causal LM to the LLaVA layout.
+
+The layout written is the published one (`vision_tower.vision_model.*`, `language_model.model.*`,
+`language_model.lm_head.*`): Transformers, vLLM and the converters of llama.cpp all read it.
+Transformers 5 itself saves towers without `vision_model.`, which the others do not find.
+"""
+
+from __future__ import annotations
+
+import re
+
+PROJECTOR = "multi_modal_projector"
+EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+_NOT_OF_THE_TOWER = re.compile(r"text_model\.|logit_(scale|bias)$|(text|visual)_projection\.")
+_TOWER = re.compile(r"(vision_model\.)?(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.")
+_BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")  # rebuilt when loading
+
+
+def vision_key(name: str) -> str | None:
+    """Return a SigLIP or CLIP tensor's name in a LLaVA checkpoint.
+
+    Args:
+        name: as a dual model (`vision_model.*`, `text_model.*`), Transformers 4's vision-only model
+            (`vision_model.*`) or Transformers 5's (no prefix) saves it.
+
+    Returns: None for what a vision tower lacks: text model, projections, temperature, buffers.
+    Raises: KeyError for any other name.
+    """
+    if _NOT_OF_THE_TOWER.match(name) or _BUFFERS.search(name):
+        return None
+    if not _TOWER.match(name):
+        raise KeyError(name)
+    return "vision_tower.vision_model." + name.removeprefix("vision_model.")
+
+
+def language_key(name: str, tied: bool) -> str | None:
+    """Return a causal LM tensor's name in a LLaVA checkpoint.
+
+    Args:
+        name: `model.*` or `lm_head.*`.
+        tied: the head is the embedding, and a stored copy of it is left out.
+
+    Returns: None for a tied head, buffers, and a head's bias, which LLaVA's head cannot hold.
+    Raises: KeyError for any other name.
+    """
+    if _BUFFERS.search(name) or name == "lm_head.bias" or (tied and name == "lm_head.weight"):
+        return None
+    if not name.startswith("model.") and name != "lm_head.weight":
+        raise KeyError(name)
+    return f"language_model.{name}"
