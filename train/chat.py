@@ -64,11 +64,13 @@ class ChatTemplate:
         """Return the text and its generation spans."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        known = {**self.special_tokens, **options}
-        try:
-            texts, spans = render_jinja_template([messages], chat_template=self.jinja, **known)
+        known: dict[str, Any] = {**self.special_tokens, **options}
+        one = [dict(message) for message in messages]
+        try:  # a pair, whatever its annotation says
+            found: Any = render_jinja_template([one], chat_template=self.jinja, **known)
         except Exception as error:  # jinja's errors, and whatever else a template can raise
             raise SampleRefused("template_error", f"{type(error).__name__}: {error}") from error
+        texts, spans = found
         return texts[0], [Span(*span) for span in (spans[0] if spans else [])]
 
     def _by_prefixes(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[Span]]:

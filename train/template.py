@@ -195,8 +195,18 @@ def tokenize(
 def _expanded(
     encoded: Encoded, spans: Sequence[Span], lengths: np.ndarray, image_token_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and labels with each image at its full length. A token is where it starts."""
+    """Return ids and labels with each image at its full length.
+
+    A token is where it starts: one that begins before the answer is not trained, as no prompt ends
+    within it.
+    """
     is_image = encoded.ids == IMAGE_ID
+    if (encoded.ids == image_token_id).any():
+        raise UserError(
+            f"Token {image_token_id} is in a text, and stands for an image.",
+            "The model would put an image's features there.",
+            "Choose an image token that no text has: a reserved or an added one.",
+        )
     ids = np.where(is_image, image_token_id, encoded.ids)
     edges = np.searchsorted(encoded.starts, np.array(spans, dtype=np.int64))
     labels = np.full_like(ids, IGNORED)
