@@ -6,11 +6,20 @@ lengths), not from its code: on healthy rows it and the span labels must agree.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 IMAGE_ID = 5000  # beyond every small vocabulary, as a reserved row of the embedding is
@@ -31,8 +40,11 @@ CORPUS = [
 
 @cache
 def small_tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of kind byte (GPT-2, Phi), byte_bos (Llama 3), always or first
-    (Llama 2, with a space put before every piece of text, or only before the first)."""
+    """Return a tokenizer of kind byte (GPT-2, Phi), byte_bos (Llama 3) or one of Llama 2's forms.
+
+    always, first: a space is put before every piece of text, or only before the first; prepend:
+    before every piece, by the normalizer, and what no token has is spelled in bytes.
+    """
     is_byte, has_bos = kind.startswith("byte"), kind != "byte"
     made = Tokenizer(models.BPE(unk_token=None if is_byte else "<unk>"))
     if is_byte:
@@ -40,11 +52,14 @@ def small_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         made.decoder = decoders.ByteLevel()
         made.post_processor = processors.ByteLevel(trim_offsets=True)
     else:
-        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
-        made.decoder = decoders.Metaspace(prepend_scheme=kind)
+        scheme = "always" if kind == "prepend" else kind
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        made.decoder = decoders.Metaspace(prepend_scheme=scheme)
     end = "<|endoftext|>" if is_byte else "</s>"
     specials = ["<unk>", "<s>", end, "<|im_start|>", "<|im_end|>"]
     made.train_from_iterator(CORPUS * 3, _trainer(specials, is_byte))
+    if kind == "prepend":
+        made = _with_bytes(made)
     if has_bos:
         made.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
@@ -52,6 +67,21 @@ def small_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     more = ["<|im_start|>", "<|im_end|>"]
     named = {"bos_token": "<s>", "eos_token": end, "additional_special_tokens": more}
     return PreTrainedTokenizerFast(tokenizer_object=made, **named)
+
+
+def _with_bytes(trained: Tokenizer) -> Tokenizer:
+    """Return the tokenizer as SentencePiece's are converted: no pre-tokenizer, bytes at the end."""
+    known = json.loads(trained.to_str())
+    vocab = known["model"]["vocab"]
+    for byte in range(256):
+        vocab[f"<0x{byte:02X}>"] = len(vocab)
+    known["model"]["byte_fallback"] = True
+    made = Tokenizer.from_str(json.dumps(known | {"pre_tokenizer": None, "decoder": None}))
+    parts = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    made.normalizer = normalizers.Sequence(parts)
+    spaces = decoders.Replace("▁", " ")
+    made.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse()])
+    return made
 
 
 def _trainer(specials: list[str], is_byte: bool) -> trainers.BpeTrainer:

@@ -34,14 +34,14 @@ LONG = "The dog looks at the cat, and the cat sits on the mat. " * 20
 HEALTHY = {
     "one round": (("What is it?", "A cat."), "human"),
     "three rounds": (("What?", "A cat.", "And why?", "Because.", "Sure?", "Yes"), "human"),
-    "other scripts": (("猫が好きです?", "猫🙂 naïve café 猫"), "human"),
+    "other scripts": (("猫が好きです?", "猫🙂 naïve 狗 café 猫"), "human"),
     "code": (("Write f\n\nplease", "def f(x):\n        return x\n\n"), "human"),
     "space first": (("Why?", "  two spaces", "Again?", "\n\na new line"), "human"),
     "punctuation first": (("Why?", '(3.5) "yes"', "Why?", ": 12"), "human"),
     "long": ((LONG, LONG, LONG, LONG), "human"),
     "answer first": (("Hello!", "What is it?", "A cat."), "gpt"),
 }
-KINDS = {"byte": False, "byte_bos": True, "always": True}
+KINDS = {"byte": False, "byte_bos": True, "always": True, "prepend": True}
 
 
 def made(
@@ -224,6 +224,7 @@ def test_images_of_dropped_rounds_are_not_counted() -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "bad_field": {"conversations": [{"from": "human"}]},
+    "bad_field of an image": row_of("Why?", "So.") | {"image": 3},
     "turn_order": {"conversations": 2 * row_of("a")["conversations"]},
     "no_round": row_of("Why?"),
     "placeholder_count": row_of("Why?", "So.") | {"image": "1.jpg"},
@@ -231,11 +232,22 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_rows_that_cannot_be_trained_on_are_refused_by_name(reason: str) -> None:
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_cannot_be_trained_on_are_refused_by_name(case: str) -> None:
     with pytest.raises(SampleRefused) as refused:
-        made(REFUSED[reason], "byte")
-    assert refused.value.reason == reason
+        made(REFUSED[case], "byte")
+    assert refused.value.reason == case.partition(" ")[0]
+
+
+def test_an_image_token_that_a_text_can_have_is_an_error() -> None:
+    period = small_tokenizer("byte").convert_tokens_to_ids(".")
+    with pytest.raises(UserError, match=f"Token {period} is in a text"):
+        made(row_of("Why?", "So."), "byte", image_token_id=period)
+
+
+def test_there_is_no_template_of_another_name() -> None:
+    with pytest.raises(UserError, match="no template 'buny'"):
+        template_named("buny", small_tokenizer("byte"))
 
 
 def test_plain_takes_one_round() -> None:

@@ -105,6 +105,8 @@ def _turns(row: Mapping[str, Any]) -> list[Turn]:
 
 def _num_images(row: Mapping[str, Any]) -> int:
     images = row.get("image") or row.get("images") or []
+    if not isinstance(images, str | list):
+        raise SampleRefused("bad_field", "image is neither a path nor a list of paths")
     return 1 if isinstance(images, str) else len(images)
 
 
