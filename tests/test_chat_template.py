@@ -30,6 +30,9 @@ CHATML = (
 UNMARKED = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 TRIMMED = CHATML.replace("one.content", "(one.content | trim)")
 FORGETFUL = "{{ messages | length }}" + UNMARKED
+FORGETS_ANSWERS = UNMARKED.replace(
+    "'assistant' %}{{ one.content", "'assistant' %}{{ (one.content if loop.last else '')"
+)
 HALF_MARKED = CHATML.replace("one.role == 'assistant'", "loop.last")
 STRICT = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
@@ -85,6 +88,12 @@ def test_an_answer_that_begins_with_a_space_is_trained_too() -> None:
     """transformers' mask loses it: GPT-2's offsets leave spaces out, so its start has no token."""
     tokenizer = with_template(CHATML, "byte")
     assert trained(made(row_of("Why?", " So."), tokenizer)) == " So.<|im_end|>"
+
+
+def test_a_space_before_the_answer_is_not_of_the_answer() -> None:
+    """By GPT-2's own offsets, which leave spaces out, it would begin where it ends."""
+    tokenizer = with_template(CHATML.replace("one.role + '\\n'", "one.role + ' '"), "byte")
+    assert trained(made(row_of("Why?", "\nSo."), tokenizer)) == "\nSo.<|im_end|>"
 
 
 def test_a_token_that_begins_before_the_answer_is_not_trained() -> None:
@@ -145,6 +154,7 @@ def test_rows_that_the_template_refuses_are_refused_by_name() -> None:
     [
         (None, "has no chat template"),
         (FORGETFUL, "changes earlier turns"),
+        (FORGETS_ANSWERS, "changes earlier turns"),
         (HALF_MARKED, "marks 1 answers of 2"),
     ],
 )

@@ -80,6 +80,28 @@ def test_ids_and_labels_are_bunnys_on_healthy_rows(case: str, image: bool, kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("<image>\nWhy?", "So."),
+        ("<image>", "A cat."),
+        (" <image>\n", "A cat."),
+        ("Show a cat", "Here: <image> "),
+    ],
+    ids=["in front", "alone", "spaces about it", "in the answer"],
+)
+def test_an_image_moves_to_the_front_of_its_turn_as_bunnys(
+    asked: str, answered: str, kind: str
+) -> None:
+    row = row_of(asked, answered) | {"image": "1.jpg"}
+    ids, labels = bunny_labels(row, small_tokenizer(kind), knows_bos=KINDS[kind])
+    assert any(label != IGNORED for label in labels)
+    found = made(row, kind)
+    assert found.ids.tolist() == ids
+    assert found.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_plain_is_bunnys(kind: str) -> None:
     row = row_of("Write a caption.", "A cat sits on the mat", image=True)
     ids, labels = bunny_plain_labels("A cat sits on the mat", small_tokenizer(kind))
