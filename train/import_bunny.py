@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from train.compose import (
     _config,
     _longer,
     _tokenizer,
+    _tower_tensors,
     _unfinished,
 )
 from train.image_token import ImageToken, pick_image_token
@@ -37,6 +40,8 @@ from train.tensor_files import INDEX, WEIGHTS, LazyTensor, read_tensors, write_t
 from train.towers import Tower, read_tower
 
 _MORE_ROWS = 64  # Bunny cuts the vocabulary to its tokenizer: often no row is left for images
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = {".json", ".model", ".txt", ".jinja"}
 _PICKLED = "pytorch_model.bin"
 _PROJECTOR_FILE = "mm_projector.bin"
 _LAYERS = {"0": "linear_1", "2": "linear_2"}
@@ -254,10 +259,7 @@ def _with_tower(
     """Return the tower, and all tensors: the directory's only where the checkpoint has none."""
     if directory is not None:
         tower = read_tower(Path(directory))
-        own = {}
-        for one in read_tensors(tower.path):
-            if (name := checkpoint_keys.vision_key(one.name)) is not None:
-                own[name] = replace(one, name=name)
+        own = {one.name: one for one in _tower_tensors(tower.path)}
         named = own | named
         return replace(tower, raw=_with_head(tower.raw, named)), named
     if not any(name.startswith("vision_tower.") for name in named):
@@ -281,12 +283,27 @@ def _with_head(raw: dict[str, Any], named: dict[str, LazyTensor]) -> dict[str, A
 
 def _bunny_tokenizer(source: Path, lm: Path, family: str) -> Any:
     """Return the tokenizer, ending answers as Bunny does: Llama's chat models end with another."""
-    has_own = (source / "tokenizer_config.json").exists()
-    tokenizer = _tokenizer(source if has_own else lm)
+    has_own = (source / _TOKENIZER_CONFIG).exists()
+    tokenizer = _tokenizer_apart(source if has_own else lm)
     end = FAMILIES[family].end
     if end in tokenizer.get_vocab():
         tokenizer.eos_token = end
     return tokenizer
+
+
+def _tokenizer_apart(path: Path) -> Any:
+    """Read a tokenizer away from config.json: beside Bunny's, Transformers asks to run its code."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / path.name
+        folder.mkdir()
+        for one in path.iterdir():
+            if one.suffix in _TOKENIZER_FILES and one.name != "config.json":
+                shutil.copy(one, folder / one.name)
+        if (given := folder / _TOKENIZER_CONFIG).exists():
+            config = json.loads(given.read_text())
+            config.pop("auto_map", None)
+            given.write_text(json.dumps(config))
+        return _tokenizer(folder)
 
 
 def _image_row(tokenizer: Any, num_rows: int) -> tuple[ImageToken, int]:
@@ -311,7 +328,8 @@ def _rewritten(
     made = {}
     for name in sorted(named, key=lambda name: (name != checkpoint_keys.EMBEDDING, name)):
         one = named[name]
-        made[name] = adapter.merged(one, wanted) if adapter else one.cast(wanted or one.dtype)
+        its = wanted or one.dtype
+        made[name] = adapter.merged(one, its) if adapter else one.cast(its)
         if more and name in (checkpoint_keys.EMBEDDING, checkpoint_keys.HEAD):
             made[name] = _longer(made[name], more)
     return list(made.values())
