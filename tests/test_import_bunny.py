@@ -36,6 +36,7 @@ MADE_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "bunny-phi": ("phi", {}),
     "bunny-phi3": ("phi3", {}),
     "bunny-qwen": ("qwen2", {}),
+    "bunny-qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "bunny-llama": ("llama", {}),
     "bunny-stablelm": ("stablelm", {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3}),
     "bunny-minicpm": ("granite", GRANITE),
@@ -92,8 +93,9 @@ class Bunny:
         if "partial_rotary_factor" in rope:
             given["partial_rotary_factor"] = rope["partial_rotary_factor"]
         if self.family == "bunny-stablelm":
-            given["norm_eps"] = given.pop("layer_norm_eps")
-            given["rope_pct"] = given.pop("partial_rotary_factor")
+            given["norm_eps"] = given["layer_norm_eps"]
+            given["rope_pct"] = given["partial_rotary_factor"]
+            given |= {"layer_norm_eps": 0.5, "partial_rotary_factor": 1.0}  # Bunny reads neither
         if self.family == "bunny-minicpm":
             given = {name: value for name, value in given.items() if name not in GRANITE} | SCALES
         return {

@@ -34,6 +34,7 @@ FAMILIES = {
     "bunny-phi": Family("PhiConfig", "PhiForCausalLM", _ENDOFTEXT),
     "bunny-phi3": Family("Phi3Config", "Phi3ForCausalLM", _ENDOFTEXT),
     "bunny-qwen": Family("Qwen2Config", "Qwen2ForCausalLM", _ENDOFTEXT),
+    "bunny-qwen2": Family("Qwen2Config", "Qwen2ForCausalLM", _ENDOFTEXT),  # its later name
     "bunny-llama": Family("LlamaConfig", "LlamaForCausalLM", "<|end_of_text|>"),
     "bunny-stablelm": Family("StableLmConfig", "StableLmForCausalLM", _ENDOFTEXT),
     "bunny-minicpm": Family("GraniteConfig", "GraniteForCausalLM", "</s>"),
@@ -107,7 +108,7 @@ def text_fields(raw: dict[str, Any], num_rows: int, tied: bool) -> dict[str, Any
     config_class = getattr(transformers, family.config)
     given = dict(raw)
     if family.config == "StableLmConfig":
-        given = _renamed(raw, norm_eps="layer_norm_eps", rope_pct="partial_rotary_factor")
+        given |= _stablelm_fields(raw)
     if family.config == "GraniteConfig":
         given |= _granite_scales(raw)
     about_file = {"_name_or_path", "dtype", "transformers_version"}
@@ -121,8 +122,16 @@ def text_fields(raw: dict[str, Any], num_rows: int, tied: bool) -> dict[str, Any
     }
 
 
-def _renamed(raw: dict[str, Any], **names: str) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in raw.items()}
+def _stablelm_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return StableLM-Epoch's fields by StableLM's names, with the defaults of Bunny's class.
+
+    A config that came from a newer base has both names; Bunny's class reads only the old ones.
+    """
+    return {
+        "layer_norm_eps": raw.get("norm_eps", 1e-5),
+        "partial_rotary_factor": raw.get("rope_pct", 0.25),
+        "use_qkv_bias": raw.get("use_qkv_bias", True),
+    }
 
 
 def _granite_scales(raw: dict[str, Any]) -> dict[str, float]:
