@@ -63,6 +63,8 @@ class Bunny:
     @torch.no_grad()
     def logits(self, before: list[int], pixels: torch.Tensor, after: list[int]) -> torch.Tensor:
         states = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        if self.tower.config.model_type == "clip_vision_model":
+            states = states[:, 1:]
         embed = self.lm.get_input_embeddings()
         parts = [embed(torch.tensor([before])), self.projector(states)]
         joined = torch.cat([*parts, embed(torch.tensor([after]))], dim=1)
@@ -293,6 +295,22 @@ def test_the_shape_of_a_known_tower_is_told_by_its_weights(tmp_path: Path) -> No
     folder = bunny.save(tmp_path / "bunny")
     made = import_bunny(str(folder), str(tmp_path / "out"))
     assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+def test_a_clip_tower_gives_its_patches_only(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    bunny.tower_path = save_tower(tmp_path / "clip", "clip_vision_model")
+    bunny.tower = transformers.CLIPVisionModel.from_pretrained(bunny.tower_path).eval()
+    made = ask(bunny, bunny.save(tmp_path / "bunny"), tmp_path / "out")
+    assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+def test_a_repository_without_a_tokenizer_is_named(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save(tmp_path / "bunny")
+    for one in folder.glob("token*"):
+        one.unlink()
+    with pytest.raises(UserError, match=f"^{folder} has no tokenizer"):
+        ask(qwen, folder, tmp_path / "out", base=None)
 
 
 @pytest.mark.parametrize("ratio", ["pad", "square"])

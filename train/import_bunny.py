@@ -303,7 +303,11 @@ def _tokenizer_apart(path: Path) -> Any:
             config = json.loads(given.read_text())
             config.pop("auto_map", None)
             given.write_text(json.dumps(config))
-        return _tokenizer(folder)
+        try:
+            return _tokenizer(folder)
+        except UserError as error:
+            named = error.what.replace(str(folder), str(path))
+            raise UserError(named, error.why, error.fix) from error
 
 
 def _image_row(tokenizer: Any, num_rows: int) -> tuple[ImageToken, int]:
