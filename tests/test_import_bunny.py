@@ -1,0 +1,397 @@
+"""A Bunny checkpoint of each family, imported, has the logits of Bunny's own forward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from small_llava import (
+    NUM_PATCHES,
+    SIDE,
+    save_language_model,
+    save_tower,
+    tokenizer_for,
+)
+
+from manifests.errors import UserError
+from train.import_bunny import Imported, import_bunny
+from train.tensor_files import read_tensors
+
+# PEFT asks for it by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 1.4 / 2**0.5,
+    "logits_scaling": 32 / 4,
+    "attention_multiplier": 16**-0.5,
+}
+MADE_OF: dict[str, tuple[str, dict[str, Any]]] = {
+    "bunny-phi": ("phi", {}),
+    "bunny-phi3": ("phi3", {}),
+    "bunny-qwen": ("qwen2", {}),
+    "bunny-qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "bunny-llama": ("llama", {}),
+    "bunny-stablelm": ("stablelm", {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3}),
+    "bunny-minicpm": ("granite", GRANITE),
+}
+
+
+class Bunny:
+    """A tiny model in parts, with Bunny's forward: features in place of the placeholder."""
+
+    def __init__(self, folder: Path, family: str, **more: Any) -> None:
+        self.family = family
+        kind, fields = MADE_OF[family]
+        self.base = save_language_model(folder / "lm", kind, **{**fields, **more})
+        self.tower_path = save_tower(folder / "tower")
+        self.lm: Any = transformers.AutoModelForCausalLM.from_pretrained(self.base).eval()
+        if family == "bunny-phi":
+            self.lm.lm_head.bias = None  # Bunny's class has none
+        self.tower = transformers.SiglipVisionModel.from_pretrained(self.tower_path).eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            layers = [torch.nn.Linear(24, 32), torch.nn.GELU(), torch.nn.Linear(32, 32)]
+        self.projector = torch.nn.Sequential(*layers)
+
+    @torch.no_grad()
+    def logits(self, before: list[int], pixels: torch.Tensor, after: list[int]) -> torch.Tensor:
+        states = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        if self.tower.config.model_type == "clip_vision_model":
+            states = states[:, 1:]
+        embed = self.lm.get_input_embeddings()
+        parts = [embed(torch.tensor([before])), self.projector(states)]
+        joined = torch.cat([*parts, embed(torch.tensor([after]))], dim=1)
+        return self.lm(inputs_embeds=joined, use_cache=False).logits
+
+    def projector_tensors(self) -> dict[str, torch.Tensor]:
+        return {f"model.mm_projector.{n}": v for n, v in self.projector.state_dict().items()}
+
+    def tower_tensors(self) -> dict[str, torch.Tensor]:
+        prefix = "model.vision_tower.vision_tower.vision_model."
+        return {
+            prefix + name.removeprefix("vision_model."): value
+            for name, value in self.tower.state_dict().items()
+        }
+
+    def language_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = dict(self.lm.state_dict())
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        if self.lm.config.tie_word_embeddings:
+            tensors.pop("lm_head.weight")
+        return tensors
+
+    def config(self) -> dict[str, Any]:
+        given = json.loads((self.base / "config.json").read_text())
+        rope = given.pop("rope_parameters", {})
+        given.pop("layer_types", None)  # of Transformers 5; Bunny saved with 4
+        given["rope_theta"] = rope.get("rope_theta", 10000.0)
+        if "partial_rotary_factor" in rope:
+            given["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        if self.family == "bunny-stablelm":
+            given["norm_eps"] = given["layer_norm_eps"]
+            given["rope_pct"] = given["partial_rotary_factor"]
+            given |= {"layer_norm_eps": 0.5, "partial_rotary_factor": 1.0}  # Bunny reads neither
+        if self.family == "bunny-minicpm":
+            given = {name: value for name, value in given.items() if name not in GRANITE} | SCALES
+        return {
+            **given,
+            "model_type": self.family,
+            "architectures": ["BunnyForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_bunny.BunnyConfig"},
+            "mm_vision_tower": "google/siglip-so400m-patch14-384",
+            "mm_projector_type": "mlp2x_gelu",
+            "rope_scaling": None,
+            "continuous_training": False,
+            "mm_hidden_size": 24,
+            "image_aspect_ratio": "pad",
+            "use_s2": False,
+        }
+
+    def save_config(self, folder: Path, **more: Any) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({**self.config(), **more}))
+        return folder
+
+    def save(self, folder: Path, extra: str = "") -> Path:
+        """Save a whole repository."""
+        self.save_config(folder)
+        tokenizer_for().save_pretrained(folder)
+        tensors = {**self.language_tensors(), **self.projector_tensors(), **self.tower_tensors()}
+        if extra:
+            tensors[extra] = torch.ones(2)
+        tensors = {name: value.clone().contiguous() for name, value in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+
+def loaded(path: str | Path, **more: Any) -> Any:
+    model, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+        path, output_loading_info=True, **more
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[kind]
+    return model.eval()
+
+
+BEFORE, AFTER = [72, 9], [73, 74, 75]
+
+
+def pixels() -> torch.Tensor:
+    return torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+
+
+@torch.no_grad()
+def stock_logits(made: Imported, **more: Any) -> torch.Tensor:
+    ids = torch.tensor([[*BEFORE, *[made.image_token_id] * NUM_PATCHES, *AFTER]])
+    model = loaded(made.path, **more)
+    return model(input_ids=ids, pixel_values=pixels(), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", MADE_OF)
+def test_every_family_keeps_its_logits(family: str, tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, family)
+    folder, tower = bunny.save(tmp_path / "bunny"), bunny.tower_path
+    made = import_bunny(str(folder), str(tmp_path / "out"), vision_tower=str(tower))
+    assert made.num_image_tokens == NUM_PATCHES
+    assert "tmp" not in (tmp_path / "out/tokenizer_config.json").read_text()
+    assert (made.family, made.added_rows, made.merge_noise) == (family, 0, {})
+    # a fold by a power of two is free of rounding
+    assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+@torch.no_grad()
+def test_minicpm_is_llama_with_scaled_embeddings_residuals_and_logits(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-minicpm", logits_scaling=32 / 3)
+    folder = bunny.save(tmp_path / "bunny")
+    bunny.save_config(folder, dim_model_base=3)  # a fold that rounds
+    made = import_bunny(
+        str(folder), str(tmp_path / "out"), vision_tower=str(bunny.tower_path), dtype="float32"
+    )
+    config = json.loads((bunny.base / "config.json").read_text())
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**config, "model_type": "llama", "architectures": None})
+    ).eval()
+    scaled = {
+        name: value * (1.4 / 2**0.5 if "o_proj" in name or "down_proj" in name else 1.0)
+        for name, value in bunny.lm.state_dict().items()
+    }
+    llama.load_state_dict(scaled)
+    embed = llama.get_input_embeddings()
+    features = bunny.projector(bunny.tower(pixels(), output_hidden_states=True).hidden_states[-2])
+    parts = [embed(torch.tensor([BEFORE])), features, embed(torch.tensor([AFTER]))]
+    expected = llama(inputs_embeds=torch.cat(parts, dim=1) * 12).logits / (32 / 3)
+    torch.testing.assert_close(stock_logits(made), expected, atol=2e-6, rtol=1e-5)
+
+
+def adapted(bunny: Bunny, folder: Path, **more: Any) -> tuple[Path, Any]:
+    """Save a LoRA repository as Bunny's training does; return it and PEFT's merged model."""
+    peft = pytest.importorskip("peft")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": modules, "task_type": "CAUSAL_LM"}
+    model = peft.get_peft_model(bunny.lm, peft.LoraConfig(**{**settings, **more}))
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if "lora_" in name:
+                one.copy_(torch.randn(one.shape, generator=generator) * 0.02)
+    model.save_pretrained(folder)
+    bunny.save_config(folder)
+    others = {**bunny.projector_tensors(), **bunny.tower_tensors()}
+    others = {f"base_model.model.{name}": value for name, value in others.items()}
+    torch.save(others, folder / "non_lora_trainables.bin")
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Bunny:
+    return Bunny(tmp_path_factory.mktemp("qwen"), "bunny-qwen")
+
+
+def ask(bunny: Bunny, checkpoint: Path, out: Path, **more: Any) -> Imported:
+    asked = {"base": str(bunny.base), "vision_tower": str(bunny.tower_path), **more}
+    return import_bunny(str(checkpoint), str(out), **asked)
+
+
+def language_weights(made: Imported) -> dict[str, torch.Tensor]:
+    tensors = read_tensors(Path(made.path))
+    return {one.name.removeprefix("language_model."): one.read() for one in tensors}
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_adapter_is_merged_as_peft_merges_it(use_rslora: bool, tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    folder, model = adapted(bunny, tmp_path / "lora", use_rslora=use_rslora)
+    bunny.lm = model.merge_and_unload()
+    exact = ask(bunny, folder, tmp_path / "exact", dtype="float32")
+    found = language_weights(exact)
+    for name, value in bunny.lm.state_dict().items():
+        torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-6)
+    expected = bunny.logits(BEFORE, pixels(), AFTER)
+    torch.testing.assert_close(stock_logits(exact), expected, atol=1e-5, rtol=1e-5)
+    assert set(exact.merge_noise.values()) == {0.0}
+
+    served = ask(bunny, folder, tmp_path / "f16")
+    assert {one.dtype for one in language_weights(served).values()} == {torch.float16}
+    short = ask(bunny, folder, tmp_path / "bf16", dtype="bfloat16")
+    given = {f"language_model.{one.name}": one.read() for one in read_tensors(bunny.base)}
+    assert len(served.merge_noise) == len(short.merge_noise) == 2 * 7
+    for made, dtype in ((served, torch.float16), (short, torch.bfloat16)):
+        for name, noise in made.merge_noise.items():
+            sums = found[name.removeprefix("language_model.")]
+            rounding, change = sums.to(dtype).float() - sums, sums - given[name]
+            assert noise == pytest.approx(float(rounding.norm() / change.norm()), rel=1e-3)
+
+
+def test_the_projector_of_stage_one_stands_on_its_base(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save_config(tmp_path / "stage1")
+    torch.save(qwen.projector_tensors(), folder / "mm_projector.bin")
+    made = ask(qwen, folder, tmp_path / "out")
+    assert torch.equal(stock_logits(made), qwen.logits(BEFORE, pixels(), AFTER))
+    with pytest.raises(UserError, match="base="):
+        ask(qwen, folder, tmp_path / "no", base=None)
+    with pytest.raises(UserError, match="vision_tower="):
+        ask(qwen, folder, tmp_path / "no", vision_tower=None)
+
+
+def test_the_checkpoint_s_own_tower_is_taken(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save(tmp_path / "bunny")
+    other = save_tower(tmp_path / "other", seed=9)
+    made = import_bunny(str(folder), str(tmp_path / "out"), vision_tower=str(other))
+    assert torch.equal(stock_logits(made), qwen.logits(BEFORE, pixels(), AFTER))
+
+
+def test_pickled_shards_are_read_too(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save(tmp_path / "bunny")
+    (folder / "model.safetensors").unlink()
+    parts = {
+        "pytorch_model-00001-of-00002.bin": qwen.language_tensors(),
+        "pytorch_model-00002-of-00002.bin": {**qwen.projector_tensors(), **qwen.tower_tensors()},
+    }
+    for name, tensors in parts.items():
+        torch.save(tensors, folder / name)
+    places = {"weight_map": {one: name for name, tensors in parts.items() for one in tensors}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(places))
+    made = ask(qwen, folder, tmp_path / "out")
+    assert torch.equal(stock_logits(made), qwen.logits(BEFORE, pixels(), AFTER))
+
+
+def test_the_shape_of_a_known_tower_is_told_by_its_weights(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    folder = bunny.save(tmp_path / "bunny")
+    with pytest.raises(UserError, match="width 24"):
+        import_bunny(str(folder), str(tmp_path / "out"))
+    wide = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 8}
+    wide |= {"num_hidden_layers": 2, "image_size": SIDE, "patch_size": 4}
+    config = transformers.SiglipVisionConfig(**wide, vision_use_head=False)
+    bunny.tower = transformers.SiglipVisionModel(config).eval()
+    bunny.projector[0] = torch.nn.Linear(768, 32)
+    folder = bunny.save(tmp_path / "bunny")
+    made = import_bunny(str(folder), str(tmp_path / "out"))
+    assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+def test_a_clip_tower_gives_its_patches_only(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    bunny.tower_path = save_tower(tmp_path / "clip", "clip_vision_model")
+    bunny.tower = transformers.CLIPVisionModel.from_pretrained(bunny.tower_path).eval()
+    made = ask(bunny, bunny.save(tmp_path / "bunny"), tmp_path / "out")
+    assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+def test_a_repository_without_a_tokenizer_is_named(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save(tmp_path / "bunny")
+    for one in folder.glob("token*"):
+        one.unlink()
+    with pytest.raises(UserError, match=f"^{folder} has no tokenizer"):
+        ask(qwen, folder, tmp_path / "out", base=None)
+
+
+@pytest.mark.parametrize("ratio", ["pad", "square"])
+def test_images_are_padded_and_answers_ended_as_in_bunny(ratio: str, tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-llama")
+    folder = bunny.save(tmp_path / "bunny")
+    bunny.save_config(folder, image_aspect_ratio=ratio)
+    tokenizer_for(1, "<|end_of_text|>").save_pretrained(folder)
+    made = ask(bunny, folder, tmp_path / "out")
+    processor = transformers.AutoProcessor.from_pretrained(made.path)
+    assert processor.image_processor.do_pad is (ratio == "pad")
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    text = processor.tokenizer.apply_chat_template(turns, tokenize=False)
+    assert text.endswith("USER: Q ASSISTANT: A<|end_of_text|>")
+    assert loaded(made.path).generation_config.eos_token_id == [256, 257]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_vocabulary_cut_to_the_tokenizer_gets_a_row_for_images(
+    tied: bool, tmp_path: Path
+) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen", vocab_size=257, tie_word_embeddings=tied)
+    folder = bunny.save(tmp_path / "bunny")
+    made = ask(bunny, folder, tmp_path / "out")
+    assert (made.added_rows, made.image_token_id) == (64, 257)
+    found = stock_logits(made)
+    assert found.shape[-1] == 257 + 64
+    expected = bunny.logits(BEFORE, pixels(), AFTER)
+    torch.testing.assert_close(found[..., :257], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("use_s2", True, "v1.0 checkpoint"),
+        ("mm_vision_tower", "/weights/EVA02-CLIP-L-14-336", "SigLIP variant"),
+        ("mm_projector_type", "linear", "mlp2x_gelu"),
+        ("model_type", "llava", "bunny-phi, bunny-phi3"),
+    ],
+)
+def test_what_llava_cannot_say_is_refused_with_what_to_use(
+    field: str, value: Any, words: str, qwen: Bunny, tmp_path: Path
+) -> None:
+    folder = qwen.save_config(tmp_path / "bunny", **{field: value})
+    with pytest.raises(UserError, match=words):
+        ask(qwen, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_and_missing_tensors_are_named(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save(tmp_path / "bunny", extra="model.image_newline")
+    with pytest.raises(UserError, match=r"no place for: model\.image_newline\."):
+        ask(qwen, folder, tmp_path / "out")
+    folder = qwen.save(tmp_path / "bunny")
+    qwen.save_config(folder, num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"layers\.2\.mlp"):
+        ask(qwen, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Surprise:
+    """Anything that is no tensor."""
+
+
+def test_pickles_of_more_than_tensors_are_not_loaded(qwen: Bunny, tmp_path: Path) -> None:
+    folder = qwen.save_config(tmp_path / "stage1")
+    torch.save({"model.mm_projector.0.weight": Surprise()}, folder / "mm_projector.bin")
+    with pytest.raises(UserError, match="more than tensors"):
+        ask(qwen, folder, tmp_path / "out")
+
+
+def test_other_kinds_of_adapters_are_refused(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    folder, _ = adapted(bunny, tmp_path / "lora", use_dora=True)
+    with pytest.raises(UserError, match="use_dora"):
+        ask(bunny, folder, tmp_path / "out")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, "bunny-qwen")
+    folder, _ = adapted(bunny, tmp_path / "lora")
+    other = save_language_model(tmp_path / "other", "qwen2", intermediate_size=40)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        ask(bunny, folder, tmp_path / "out", base=str(other))
