@@ -283,6 +283,34 @@ def compose(
     click.echo(f"{made.path}: {told} (id {made.image_token_id})")
 
 
+@main.command("import-bunny")
+@click.argument("checkpoint")
+@click.option("--out", required=True, metavar="DIR", help="The LLaVA directory to write.")
+@click.option("--base", metavar="DIR", help="The language model that a LoRA checkpoint adapts.")
+@click.option("--vision-tower", metavar="DIR", help="Where the checkpoint has no vision tower.")
+@click.option("--dtype", default="keep", show_default=True, help="float32, float16, bfloat16.")
+def import_bunny(
+    checkpoint: str, out: str, base: str | None, vision_tower: str | None, dtype: str
+) -> None:
+    """Turn a published Bunny checkpoint, whole or LoRA, into a stock LLaVA model.
+
+    Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
+    """
+    from curate.media.torchvision_ops import ensure_torchvision_importable
+
+    ensure_torchvision_importable()
+    from train.import_bunny import import_bunny as write
+
+    made = write(checkpoint, out, base=base, vision_tower=vision_tower, dtype=dtype)
+    if made.added_rows:
+        click.echo(f"{made.added_rows} rows were added to the vocabulary, for the image", err=True)
+    if made.merge_noise:
+        worst = max(made.merge_noise, key=made.merge_noise.__getitem__)
+        share = made.merge_noise[worst]
+        click.echo(f"rounding adds at most {share:.1%} of an adapter's change ({worst})", err=True)
+    click.echo(made.path)
+
+
 def _warn_of_counts(found: Any) -> int:
     """Say on stderr which published counts differ from what was found; return how many do."""
     different = [one for one in found["published"] if not one["ok"]]

@@ -25,7 +25,7 @@ from train.tensor_files import LazyTensor, read_tensors, write_tensors
 from train.towers import Tower, read_language_model, read_tower
 
 SHARD_BYTES = 4 * 1024**3
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +71,31 @@ def compose(
     Source: key layout and settings as in https://huggingface.co/llava-hf/llava-1.5-7b-hf; recipe of
     Bunny, https://arxiv.org/abs/2402.11530.
     """
-    path = _unfinished(out)
-    _check_dtype(dtype)
+    path = unfinished_directory(out)
+    check_dtype(dtype)
     tower, lm = read_tower(Path(vision_tower)), read_language_model(Path(language_model))
     divisor = scale_folding.logits_divisor(lm.config)
-    tokenizer = _tokenizer(lm.path)
+    tokenizer = load_tokenizer(lm.path)
     image = pick_image_token(tokenizer, lm.config.vocab_size + resize_vocabulary, image_token)
 
     tensors, warnings = _language_tensors(lm.path, lm.config, resize_vocabulary)
-    main_dtype = _DTYPES.get(dtype) or tensors[0].dtype
+    main_dtype = DTYPES.get(dtype) or tensors[0].dtype
     tensors = scale_folding.fold(tensors, divisor)
-    tensors += [*_tower_tensors(tower.path), *_projector(tower, lm.config.hidden_size, seed)]
+    tensors += [*tower_tensors(tower.path), *_projector(tower, lm.config.hidden_size, seed)]
     path.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, [one.cast(_DTYPES.get(dtype, one.dtype)) for one in tensors], shard_bytes)
+    write_tensors(path, [one.cast(DTYPES.get(dtype, one.dtype)) for one in tensors], shard_bytes)
 
     processor_files.write_processor(path, tower.path, tower.shape, image)
     processor_files.write_tokenizer(path, tokenizer, image, chat_template)
     processor_files.write_generation_config(path, lm.path, tokenizer)
-    values = _config(tower, lm.raw, lm.config, image, resize_vocabulary, main_dtype)
+    values = llava_config(tower, lm.raw, lm.config, image, resize_vocabulary, main_dtype)
     _check(path, values, lm.path, main_dtype, divisor)
     store.write_json(str(path), "config.json", values)
     return Composed(str(path), image.text, image.id, tower.shape.num_tokens, warnings)
 
 
-def _unfinished(out: str) -> Path:
+def unfinished_directory(out: str) -> Path:
+    """Return the directory to write. Raises: UserError when it is finished, or no directory."""
     path = Path(out)
     if (path / "config.json").exists() or path.is_file():
         raise UserError(
@@ -105,20 +106,22 @@ def _unfinished(out: str) -> Path:
     return path
 
 
-def _check_dtype(dtype: str) -> None:
-    if dtype not in {"keep", *_DTYPES}:
+def check_dtype(dtype: str) -> None:
+    """Check that weights can be written so. Raises: UserError."""
+    if dtype not in {"keep", *DTYPES}:
         raise UserError(
             f"dtype {dtype!r} is unknown.",
             "Weights are written in a dtype that training reads.",
-            f"Use one of: keep, {', '.join(_DTYPES)}.",
+            f"Use one of: keep, {', '.join(DTYPES)}.",
         )
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a directory; no code in it is run. Raises: UserError."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"{path} has no tokenizer that can be read.",
@@ -146,7 +149,7 @@ def _language_tensors(path: Path, config: Any, more: int) -> tuple[list[LazyTens
     by_name = {one.name: one for one in found}
     for name in (checkpoint_keys.EMBEDDING, checkpoint_keys.HEAD):
         if name in by_name and more:
-            by_name[name] = _longer(by_name[name], more)
+            by_name[name] = with_more_rows(by_name[name], more)
     if checkpoint_keys.EMBEDDING not in by_name:
         raise _foreign_tensors(path, "model.embed_tokens.weight is missing")
     first = by_name.pop(checkpoint_keys.EMBEDDING)
@@ -177,7 +180,7 @@ def _foreign_tensors(path: Path, what: str) -> UserError:
     )
 
 
-def _longer(matrix: LazyTensor, more: int) -> LazyTensor:
+def with_more_rows(matrix: LazyTensor, more: int) -> LazyTensor:
     """Append rows that are the mean of the others: no new token is likelier than an average one."""
 
     def read() -> torch.Tensor:
@@ -188,7 +191,8 @@ def _longer(matrix: LazyTensor, more: int) -> LazyTensor:
     return LazyTensor(matrix.name, (matrix.shape[0] + more, matrix.shape[1]), matrix.dtype, read)
 
 
-def _tower_tensors(path: Path) -> list[LazyTensor]:
+def tower_tensors(path: Path) -> list[LazyTensor]:
+    """Return a vision tower's tensors under their names in the LLaVA layout."""
     found = []
     for one in read_tensors(path):
         try:
@@ -216,7 +220,7 @@ def _made(name: str, values: torch.Tensor) -> LazyTensor:
     return LazyTensor(name, tuple(values.shape), values.dtype, lambda: values)
 
 
-def _config(
+def llava_config(
     tower: Tower,
     raw: dict[str, Any],
     config: Any,

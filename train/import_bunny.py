@@ -24,14 +24,14 @@ from manifests.errors import UserError
 from train import checkpoint_keys, processor_files, scale_folding
 from train.bunny_config import FAMILIES, read_bunny_config, text_fields, vision_fields
 from train.compose import (
-    _DTYPES,
+    DTYPES,
     SHARD_BYTES,
-    _check_dtype,
-    _config,
-    _longer,
-    _tokenizer,
-    _tower_tensors,
-    _unfinished,
+    check_dtype,
+    llava_config,
+    load_tokenizer,
+    tower_tensors,
+    unfinished_directory,
+    with_more_rows,
 )
 from train.image_token import ImageToken, pick_image_token
 from train.lora_merge import ADAPTER_CONFIG, Adapter, read_adapter
@@ -92,8 +92,8 @@ def import_bunny(
     Raises: UserError for what LLaVA cannot express, for missing or foreign tensors, for pickles
         that hold more than tensors, and for a finished `out`.
     """
-    path, source = _unfinished(out), Path(checkpoint)
-    _check_dtype(dtype)
+    path, source = unfinished_directory(out), Path(checkpoint)
+    check_dtype(dtype)
     raw = read_bunny_config(source)
     lm = Path(base) if base is not None else source
     named, adapter = _read_all(source, base)
@@ -110,7 +110,7 @@ def import_bunny(
     config = _text_config(raw["model_type"], text)
     tensors = _rewritten(named, adapter, dtype, more)
     tensors = scale_folding.fold(tensors, scale_folding.logits_divisor(config))
-    values = _config(tower, text, config, image, more, tensors[0].dtype)
+    values = llava_config(tower, text, config, image, more, tensors[0].dtype)
     _check_complete(source, values, tensors)
 
     path.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def _with_tower(
     """Return the tower, and all tensors: the directory's only where the checkpoint has none."""
     if directory is not None:
         tower = read_tower(Path(directory))
-        own = {one.name: one for one in _tower_tensors(tower.path)}
+        own = {one.name: one for one in tower_tensors(tower.path)}
         named = own | named
         return replace(tower, raw=_with_head(tower.raw, named)), named
     if not any(name.startswith("vision_tower.") for name in named):
@@ -304,7 +304,7 @@ def _tokenizer_apart(path: Path) -> Any:
             config.pop("auto_map", None)
             given.write_text(json.dumps(config))
         try:
-            return _tokenizer(folder)
+            return load_tokenizer(folder)
         except UserError as error:
             named = error.what.replace(str(folder), str(path))
             raise UserError(named, error.why, error.fix) from error
@@ -328,14 +328,14 @@ def _rewritten(
     named: dict[str, LazyTensor], adapter: Adapter | None, dtype: str, more: int
 ) -> list[LazyTensor]:
     """Return the tensors to write, the embedding first: merged, cast, and with rows appended."""
-    wanted = _DTYPES.get(dtype, torch.float16 if adapter else None)
+    wanted = DTYPES.get(dtype, torch.float16 if adapter else None)
     made = {}
     for name in sorted(named, key=lambda name: (name != checkpoint_keys.EMBEDDING, name)):
         one = named[name]
         its = wanted or one.dtype
         made[name] = adapter.merged(one, its) if adapter else one.cast(its)
         if more and name in (checkpoint_keys.EMBEDDING, checkpoint_keys.HEAD):
-            made[name] = _longer(made[name], more)
+            made[name] = with_more_rows(made[name], more)
     return list(made.values())
 
 

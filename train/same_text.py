@@ -45,7 +45,7 @@ def check_same_text(
 def _rows_of(base: Path) -> int:
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(base).vocab_size)
+    return int(AutoConfig.from_pretrained(base, trust_remote_code=False).vocab_size)
 
 
 def _text(num_rows: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def _text(num_rows: int) -> torch.Tensor:
 def _base_logits(base: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         head.bias = None  # its loss is told in a warning; everything else must be equal

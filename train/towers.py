@@ -112,7 +112,7 @@ def _known_config(path: Path, kind: str) -> tuple[Any, str]:
             "Use Qwen, Llama, SmolLM, StableLM, Phi, Granite or Gemma 3 text (MiniCPM-1B and 2B: "
             "converted to Granite).",
         )
-    return AutoConfig.from_pretrained(path), architecture
+    return AutoConfig.from_pretrained(path, trust_remote_code=False), architecture
 
 
 def _read_config(path: Path) -> dict[str, Any]:
