@@ -97,6 +97,7 @@ def kill_driver_at(command: Command, moment: Moment) -> list[int]:
     return family
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_driver_killed_in_the_middle_of_a_stage_goes_on_where_it_was(
     tmp_path: Path, undisturbed: Callable[[Path], dict[str, str]]
