@@ -245,6 +245,44 @@ def demo(out: str, pairs: int, executor: str) -> None:
     run_demo(out, num_pairs=pairs, executor=executor, say=click.echo)
 
 
+@main.command()
+@click.argument("vision_tower")
+@click.argument("language_model")
+@click.option("--out", required=True, metavar="DIR", help="The LLaVA directory to write.")
+@click.option("--image-token", metavar="TOKEN", help="Token of an image; default: a free one.")
+@click.option("--resize", default=0, metavar="ROWS", help="Rows to add to a full vocabulary.")
+@click.option("--seed", default=0, show_default=True, help="Of the projector's weights.")
+def compose(
+    vision_tower: str,
+    language_model: str,
+    out: str,
+    image_token: str | None,
+    resize: int,
+    seed: int,
+) -> None:
+    """Compose a vision tower and a language model, both directories, into a LLaVA model.
+
+    Example: warren compose models/siglip-so400m-patch14-384 models/phi-2 --out models/composed
+    """
+    from curate.media.torchvision_ops import ensure_torchvision_importable
+
+    ensure_torchvision_importable()
+    from train.compose import compose as write
+
+    made = write(
+        vision_tower,
+        language_model,
+        out,
+        image_token=image_token,
+        resize_vocabulary=resize,
+        seed=seed,
+    )
+    for warning in made.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    told = f"{made.num_image_tokens} tokens an image, each {made.image_token!r}"
+    click.echo(f"{made.path}: {told} (id {made.image_token_id})")
+
+
 def _warn_of_counts(found: Any) -> int:
     """Say on stderr which published counts differ from what was found; return how many do."""
     different = [one for one in found["published"] if not one["ok"]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from PIL import Image
 from small_llava import (
     EOS,
@@ -28,6 +29,7 @@ from small_llava import (
 from tokenizers.processors import TemplateProcessing
 
 from manifests.errors import UserError
+from pipelines.cli import main
 from train.compose import Composed, compose
 from train.processor_files import SYSTEM
 from train.tensor_files import LazyTensor, read_tensors, write_tensors
@@ -362,3 +364,15 @@ def test_an_asked_for_token_is_added(towers: dict[str, Path], llama: Path, tmp_p
         image_token="<picture>",  # noqa: S106 - a token of a vocabulary
     )
     assert (made.image_token, made.image_token_id) == ("<picture>", 257)
+
+
+def test_compose_from_the_command_line(
+    towers: dict[str, Path], llama: Path, tmp_path: Path
+) -> None:
+    words = ["compose", str(towers["siglip"]), str(llama), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert f"{NUM_PATCHES} tokens an image" in done.stdout
+    loaded(tmp_path / "out")
+    again = CliRunner().invoke(main, words)
+    assert (again.exit_code, "error: " in again.stderr) == (2, True)
