@@ -47,7 +47,7 @@ def train(
     projector: str | None = None,
     num_workers: int = 0,
     on_step: Callable[[Entry], None] | None = None,
-) -> None:
+) -> TrainedLlava:
     """Train one stage and write `out`; go on where a stopped run of the same settings was.
 
     Args:
@@ -60,6 +60,7 @@ def train(
 
     Under torchrun (RANK and WORLD_SIZE are set) the ranks share the work; with another number of
     them the result differs by rounding and by dropout's draws.
+    Returns: the trained model.
     Raises: UserError for a finished `out`, other settings than those it was begun with, or a step
         without labels.
     """
@@ -89,6 +90,7 @@ def train(
         run = _Run(config, out, identity, learner, index, columns, make_row)
         run.restore()
         run.go_on(num_workers, on_step)
+        return model
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manifests import paths, store
 from manifests.errors import UserError
 from train.config import LoraConfig, TrainConfig
 from train.template import IGNORED
@@ -42,6 +43,7 @@ class TrainedLlava:
         """
         from transformers import LlavaForConditionalGeneration
 
+        _check_kind(model_dir)
         dtype = "auto" if config.dtype == "keep" else getattr(torch, config.dtype)
         llava = LlavaForConditionalGeneration.from_pretrained(model_dir, dtype=dtype)
         _check_feature_layer(llava.config)
@@ -52,8 +54,8 @@ class TrainedLlava:
         llava.model.multi_modal_projector.float().requires_grad_(True)
         whole.train()
         llava.model.vision_tower.eval()
-        if config.gradient_checkpointing:  # the language model's own: peft would hook the tower
-            llava.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.gradient_checkpointing:
+            _compute_layers_again(llava.model.language_model)
         return cls(llava, whole)
 
     @property
@@ -141,7 +143,28 @@ def _with_adapters(llava: nn.Module, lora: LoraConfig, seed: int) -> Any:
         # peft asks by a name that transformers is about to drop
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         torch.manual_seed(seed)
-        return peft.get_peft_model(llava, adapter_config(llava, lora))  # type: ignore[arg-type]
+        return peft.get_peft_model(llava, adapter_config(llava, lora))
+
+
+def _compute_layers_again(decoder: Any) -> None:
+    """Let the language model's layers keep no activations.
+
+    Not by peft, and without gradients of embeddings, which transformers asks for here: both are for
+    reentrant checkpoints, and on the whole model they would give the frozen tower a graph.
+    """
+    enable = getattr(decoder, "activation_checkpointing_enable", None)  # from transformers 5.23
+    (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+    decoder.disable_input_require_grads()
+
+
+def _check_kind(model_dir: str) -> None:
+    found = store.read_json(paths.join(model_dir, "config.json"))
+    if found is None or found.get("model_type") != "llava":
+        raise UserError(
+            f"{model_dir} holds no LLaVA model.",
+            "Its config.json is missing or of another model_type.",
+            "Compose a tower and a language model first, and train that directory.",
+        )
 
 
 def _check_feature_layer(config: Any) -> None:

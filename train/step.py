@@ -184,7 +184,8 @@ def _summed(grads: list[Tensor], numbers: list[float]) -> list[float]:
     counted = torch.tensor(numbers, dtype=torch.float32, device=grads[0].device)
     flat = torch.cat([*(one.reshape(-1) for one in grads), counted])
     distributed.all_reduce(flat)
-    *pieces, counted = flat.split([*(one.numel() for one in grads), len(numbers)])
+    sizes = [*(one.numel() for one in grads), len(numbers)]
+    *pieces, counted = torch.split(flat, sizes)
     for grad, piece in zip(grads, pieces, strict=True):
         grad.copy_(piece.view_as(grad))
     found: list[float] = counted.tolist()
@@ -192,4 +193,6 @@ def _summed(grads: list[Tensor], numbers: list[float]) -> list[float]:
 
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
-    return torch.stack([one.grad.norm() for one in group if one.grad is not None]).norm()
+    norms = [torch.linalg.vector_norm(one.grad) for one in group if one.grad is not None]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole
