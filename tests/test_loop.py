@@ -61,6 +61,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def clip_phi(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose tower and language model both call layers q_proj, k_proj, fc1 and fc2."""
+    folder = tmp_path_factory.mktemp("clip_phi")
+    tower = save_tower(folder / "tower", "clip_vision_model")
+    lm = save_language_model(folder / "lm", "phi")
+    return compose(str(tower), str(lm), str(folder / "llava")).path
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the directory of a mix: two sources of images, one of text."""
     folder = tmp_path_factory.mktemp("data")
@@ -89,8 +98,12 @@ def gradients(model: TrainedLlava) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", ["projector", "adapter"])
-def test_loss_and_gradients_are_hugging_faces(model_dir: str, stage: str) -> None:
-    model = TrainedLlava.load(model_dir, config_of(stage, lora={"rank": 2, "dropout": 0.0}))
+@pytest.mark.parametrize("composed", ["model_dir", "clip_phi"])
+def test_loss_and_gradients_are_hugging_faces(
+    composed: str, stage: str, request: pytest.FixtureRequest
+) -> None:
+    config = config_of(stage, lora={"rank": 2, "dropout": 0.0})
+    model = TrainedLlava.load(request.getfixturevalue(composed), config)
     with torch.no_grad():
         for name, one in model.trainables().items():
             one.add_(0.05 if "lora_B" in name else 0)  # else the gradient of the A is zero
@@ -160,11 +173,8 @@ def test_adapters_are_on_all_linear_layers_of_the_language_model_alone(model_dir
     assert all(name.startswith("model.language_model.layers.") for name in adapted)
 
 
-def test_layers_that_the_tower_calls_the_same_are_not_adapted(tmp_path: Path) -> None:
-    tower = save_tower(tmp_path / "tower", "clip_vision_model")
-    lm = save_language_model(tmp_path / "lm", "phi")  # fc1, fc2, q_proj: as in the tower
-    made = compose(str(tower), str(lm), str(tmp_path / "llava"))
-    model = TrainedLlava.load(made.path, config_of("adapter"))
+def test_layers_that_the_tower_calls_the_same_are_not_adapted(clip_phi: str) -> None:
+    model = TrainedLlava.load(clip_phi, config_of("adapter"))
     adapted = [name for name in model.trainables() if ".lora_" in name]
     assert len(adapted) == 2 * 2 * 6
     assert all(name.startswith("model.language_model.layers.") for name in adapted)
@@ -237,6 +247,7 @@ def test_the_cut_into_micro_batches_changes_only_rounding(
     (few, small), (many, large) = found
     for one, other in zip(few, many, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)  # Adam hides a scale
         assert one["labels"] == other["labels"]
     assert max(float((small[name] - large[name]).abs().max()) for name in small) < 1e-6
 
@@ -368,6 +379,7 @@ def test_two_ranks_with_unequal_shares_do_as_one(model_dir: str, data: str, tmp_
     assert [one.wait(timeout=60) for one in ranks] == [0, 0]
     for one, other in zip(alone, log_of(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)  # Adam hides a scale
         counted = ("rows", "labels", "images", "tokens", "padding_share")
         assert [one[name] for name in counted] == [other[name] for name in counted]
     expected, found = (load_file(tmp_path / name / TRAINED) for name in ("one", "two"))
