@@ -1,0 +1,121 @@
+"""Samples as the model reads them: ids, labels and pixels, of a row and of a micro-batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from manifests import paths, store
+from manifests.errors import UserError
+from train.config import TrainConfig
+from train.data import MicroBatch, TrainSample
+from train.images import ImageDamaged, ImageRules, decode
+from train.rounds import SampleRefused
+from train.template import IGNORED, Template, template_named, tokenize
+
+
+class Row(NamedTuple):
+    """One sample. ids, labels: int64 [n]; pixels: float32 [images, 3, side, side]."""
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    pixels: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes rows of samples, in worker processes too."""
+
+    template: Template
+    tokenizer: Any
+    rules: ImageRules
+    image_token_id: int
+    tokens_per_image: int
+    max_length: int
+
+    @classmethod
+    def load(cls, model_dir: str, config: TrainConfig, *, image_token_id: int) -> RowMaker:
+        """Return what makes rows for a composed directory. Raises: UserError."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        processor = store.read_json(paths.join(model_dir, "processor_config.json"))
+        if processor is None:
+            raise UserError(
+                f"{model_dir} has no processor_config.json.",
+                "It says how pictures become pixel values.",
+                "Train a directory that compose wrote.",
+            )
+        return cls(
+            template_named(config.template, tokenizer, end_token=config.end_token),
+            tokenizer,
+            ImageRules.from_processor(processor["image_processor"], mode=config.image_mode),
+            image_token_id,
+            config.plan.tokens_per_image,
+            config.plan.max_length,
+        )
+
+    def __call__(self, sample: TrainSample) -> Row | str:
+        """Return the row, or why it cannot be trained on. Raises: UserError."""
+        try:
+            found = tokenize(
+                sample.row,
+                self.template,
+                self.tokenizer,
+                image_token_id=self.image_token_id,
+                num_image_tokens=self.tokens_per_image,
+                max_length=self.max_length,
+            )
+            if found.num_images > len(sample.images):
+                return "image_missing"
+            images = [self.rules(decode(one)) for one in sample.images[: found.num_images]]
+        except SampleRefused as refused:
+            return refused.reason
+        except ImageDamaged:
+            return "image_damaged"
+        side = self.rules.side
+        pixels = np.stack(images) if images else np.empty((0, 3, side, side), np.float32)
+        return Row(found.ids, found.labels, pixels)
+
+
+class Batch(NamedTuple):
+    """A micro-batch. ids, labels: int64 [rows, length]; pixels: float32 [images, 3, side, side].
+
+    index_rows: of the index, one a row. num_tokens: without padding. dropped: reason -> rows.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    pixels: Tensor
+    index_rows: NDArray[np.int64]
+    num_tokens: int
+    dropped: Counter[str]
+
+
+def collate(micro: MicroBatch, *, padding_id: int) -> Batch | Counter[str]:
+    """Return a micro-batch's rows, padded on the right; or, without any, why each was dropped."""
+    kept = [at for at, one in enumerate(micro.items) if isinstance(one, Row)]
+    dropped = Counter(one for one in micro.items if isinstance(one, str))
+    if not kept:
+        return dropped
+    rows: list[Row] = [micro.items[at] for at in kept]
+    return Batch(
+        _padded([one.ids for one in rows], padding_id),
+        _padded([one.labels for one in rows], IGNORED),
+        torch.from_numpy(np.concatenate([one.pixels for one in rows])),
+        micro.rows[kept],
+        sum(len(one.ids) for one in rows),
+        dropped,
+    )
+
+
+def _padded(rows: Sequence[NDArray[np.int64]], value: int) -> Tensor:
+    tensors = [torch.from_numpy(one) for one in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -1,0 +1,198 @@
+"""One optimizer step: sums of losses, added up over ranks and divided by the number of labels.
+
+The gradient is that of the mean over all labels of the global batch, however it is cut. Hugging
+Face's and LLaVA's mean of means is another one where micro-batches have unequal numbers of labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+
+from train.config import TrainConfig
+from train.data import MicroBatch
+from train.model import TrainedLlava
+from train.ranks import Ranks
+from train.samples import Batch, collate
+
+_COUNTED = ("rows", "images", "tokens", "padded", "dropped")
+
+
+@dataclass(eq=False)
+class Tally:
+    """What a step adds up. by_source: float64 [sources, (sum of losses, labels)].
+
+    counts: rows, images, tokens (without padding), padded (with it), and dropped rows.
+    reasons: why rows were dropped, on this rank.
+    """
+
+    by_source: NDArray[np.float64]
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that were trained."""
+        return int(self.by_source[:, 1].sum())
+
+    def numbers(self) -> list[float]:
+        """Return all that ranks add up."""
+        return [*self.by_source.reshape(-1), *(self.counts[name] for name in _COUNTED)]
+
+    def take(self, numbers: list[float]) -> None:
+        """Replace them by their sum over ranks."""
+        size = self.by_source.size
+        self.by_source = np.array(numbers[:size]).reshape(-1, 2)
+        self.counts = Counter(dict(zip(_COUNTED, map(int, numbers[size:]), strict=True)))
+
+    def measured(self, sources: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """Return what the log says of the step, JSON-ready; rates are of all ranks together."""
+        losses, labels = self.by_source.T
+        counts = self.counts
+        return {
+            "loss": losses.sum() / labels.sum(),
+            "loss_by_source": {
+                name: losses[at] / labels[at] for at, name in enumerate(sources) if labels[at]
+            },
+            "labels": self.num_labels,
+            **{name: counts[name] for name in _COUNTED if name != "padded"},
+            "dropped_reasons": dict(self.reasons),
+            "padding_share": 1 - counts["tokens"] / counts["padded"],
+            "seconds": seconds,
+            "tokens_per_s": counts["tokens"] / seconds,
+            "images_per_s": counts["images"] / seconds,
+        }
+
+
+class Learner:
+    """A model and its optimizer."""
+
+    def __init__(self, model: TrainedLlava, config: TrainConfig, ranks: Ranks) -> None:
+        self.model = model
+        self.ranks = ranks
+        self.trained = model.trainables()
+        self.groups = model.groups()
+        self._max_norm = config.max_grad_norm
+        rates = {"projector": config.projector_lr, "adapter": config.adapter_lr}
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": group, "name": name, "lr": rates[name], "initial_lr": rates[name]}
+                for name, group in self.groups.items()
+            ],
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+
+    def step(
+        self, micros: Iterable[MicroBatch], source: NDArray[np.integer[Any]], num_sources: int
+    ) -> Tally:
+        """Leave this step's mean gradient in what trains, and return its sums over all ranks.
+
+        source: of each row of the index. Every rank must call it, also without a micro-batch.
+        """
+        self.optimizer.zero_grad()
+        tally = Tally(np.zeros((num_sources, 2)))
+        for micro in micros:
+            self._learn(micro, source, tally)
+        self._add_ranks(tally)
+        return tally
+
+    def update(self, share: float) -> dict[str, float]:
+        """Move what trains, at this share of the learning rates.
+
+        Returns: each group's gradient norm, before all are cut to max_grad_norm.
+        """
+        norms = self._clip()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share
+        self.optimizer.step()
+        return norms
+
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of each group in the last update."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def _learn(self, micro: MicroBatch, source: NDArray[np.integer[Any]], tally: Tally) -> None:
+        """Add a micro-batch's gradients and counts."""
+        image_id = self.model.llava.config.image_token_id
+        batch = collate(micro, padding_id=0 if image_id else 1)
+        dropped = batch.dropped if isinstance(batch, Batch) else batch
+        tally.reasons.update(dropped)
+        tally.counts["dropped"] += dropped.total()
+        if not isinstance(batch, Batch):
+            return
+        tensors = (one.to(self.ranks.device) for one in batch[:3])
+        losses, rows = self.model.losses(*tensors)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        of = source[batch.index_rows[rows.cpu().numpy()]]
+        tally.by_source[:, 0] += np.bincount(
+            of, losses.detach().cpu().double().numpy(), len(tally.by_source)
+        )
+        tally.by_source[:, 1] += np.bincount(of, minlength=len(tally.by_source))
+        tally.counts.update(
+            rows=len(batch.ids),
+            images=len(batch.pixels),
+            tokens=batch.num_tokens,
+            padded=batch.ids.numel(),
+        )
+
+    def _add_ranks(self, tally: Tally) -> None:
+        """Make gradients and counts those of all ranks, in one message; then gradients means."""
+        for one in self.trained.values():
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+        grads = [one.grad for one in self.trained.values() if one.grad is not None]
+        if self.ranks.size > 1:
+            tally.take(_summed(grads, tally.numbers()))
+        for grad in grads:
+            grad.div_(max(tally.num_labels, 1))
+
+    def _clip(self) -> dict[str, float]:
+        norms = {name: _norm(group) for name, group in self.groups.items()}
+        whole = torch.stack(list(norms.values())).norm()
+        if self._max_norm is not None and whole > self._max_norm:
+            for one in self.trained.values():
+                if one.grad is not None:
+                    one.grad.mul_(self._max_norm / whole)
+        return {name: float(norm) for name, norm in norms.items()}
+
+
+def learning_rate_share(step: int, num_steps: int, warmup_share: float) -> float:
+    """Return the share of the highest learning rate at a step, from 0: a rise, then a cosine.
+
+    The same as transformers' get_cosine_schedule_with_warmup: its first step is at 0.
+    """
+    warmup = math.ceil(num_steps * warmup_share)
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1)))
+
+
+def _summed(grads: list[Tensor], numbers: list[float]) -> list[float]:
+    """Replace gradients by their sums over ranks, and return the numbers'.
+
+    In float32 also the numbers: counts of a step are exact up to 2^24.
+    """
+    counted = torch.tensor(numbers, dtype=torch.float32, device=grads[0].device)
+    flat = torch.cat([*(one.reshape(-1) for one in grads), counted])
+    distributed.all_reduce(flat)
+    sizes = [*(one.numel() for one in grads), len(numbers)]
+    *pieces, counted = torch.split(flat, sizes)
+    for grad, piece in zip(grads, pieces, strict=True):
+        grad.copy_(piece.view_as(grad))
+    found: list[float] = counted.tolist()
+    return found
+
+
+def _norm(group: list[nn.Parameter]) -> Tensor:
+    norms = [torch.linalg.vector_norm(one.grad) for one in group if one.grad is not None]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole
