@@ -11,14 +11,12 @@ import pyarrow as pa
 
 from curate.media import llava_rows
 from curate.media.assembled_rows import OutputRow
-from curate.media.images import ImageError, sniff
+from curate.media.images import SUFFIX_OF_FORMAT, ImageError, sniff
 from curate.media.originals import read_originals
 from curate.media.shard_list import Md5Sink
 from curate.media.tars import CAPTION_SUFFIXES, IMAGE_SUFFIXES, TarMember, write_tar
 from manifests.errors import UserError
 from manifests.schemas import TRAIN_INDEX, conform
-
-_SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 class Problem(NamedTuple):
@@ -128,7 +126,7 @@ def _checked(row: OutputRow, data: bytes | None) -> tuple[str, bytes] | Problem:
     if digest is not None and hashlib.sha256(data).digest() != digest:
         return Problem("unreadable_bytes", "the image has changed since it was ingested (SHA-256)")
     try:
-        suffix = _SUFFIX_OF_FORMAT.get(sniff(data).format, "jpg")
+        suffix = SUFFIX_OF_FORMAT[sniff(data).format]
     except ImageError as error:
         return Problem(error.error_class, error.detail)
     declared = str(row.given["image_format"]).lower()

@@ -45,6 +45,8 @@ FORMATS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
 }
 
+SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+
 _EXIF_ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {  # EXIF 2.32, tag 0x0112: value -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -30,6 +30,7 @@ from curate.media.resolve import ResolveConfig
 from curate.media.shard_list import SHARDS
 from curate.rows import mix_config
 from curate.rows.clean_config import CleanConfig
+from curate.rows.conversation_parts import read_conversations
 from curate.rows.mend import MendConfig, mend
 from curate.rows.mix_config import MixConfig
 from curate.rows.mix_order import decide, shuffled
@@ -204,9 +205,7 @@ def _mixed(view: View, config: MixWork, part: int, judged: Uids) -> pa.Table:
     used = np.unique(owners)
     name = f"{part_name(part)}.parquet"
     ingest, clean = view.before["ingest"].path, view.before["clean"].path
-    conversations = _only(
-        store.read_table(paths.join(ingest, "conversations", name)), used
-    ).combine_chunks()
+    conversations = _only(read_conversations(view.before["ingest"], part), used).combine_chunks()
     samples = _only(store.read_table(paths.join(ingest, name), ["uid", "key", "source"]), used)
     cleaned = _only(store.read_table(paths.join(clean, name)), used)
     resolved = store.read_table(paths.join(view.before["resolve"].path, name))

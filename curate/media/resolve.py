@@ -26,14 +26,14 @@ from pydantic import Field, model_validator
 from curate.media import image_places
 from curate.media.image_ends import Read, inspect
 from curate.media.image_places import Folder, Look, Place, RootMap
-from curate.media.images import ImageError, ImageHeader, decode, sniff
+from curate.media.images import SUFFIX_OF_FORMAT, ImageError, ImageHeader, decode, sniff
 from curate.media.tars import RangeReader, is_unsafe_name
+from curate.rows.conversation_parts import read_conversations
 from manifests import ledger, paths, store
 from manifests.schemas import RESOLVED, conform
 from manifests.strict import Strict
 from manifests.work import Item, Output, StageDir, View, part_name
 
-SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 MAX_IMAGE_BYTES = 1 << 30
 """More in one file is no picture to train on; one read returns it."""
 MAX_SHOWN_CHARACTERS = 200
@@ -168,9 +168,7 @@ def _place_name(number: int) -> str:
 
 def _images_of(view: View, part: int, uids: npt.NDArray[np.uint64]) -> pl.DataFrame:
     """Return uid, position and image, a row per image of the kept rows, in order."""
-    folder = paths.join(view.before["ingest"].path, "conversations")
-    path = paths.join(folder, f"{part_name(part)}.parquet")
-    rows = pl.DataFrame(store.read_table(path, ["uid", "images"]))
+    rows = pl.DataFrame(read_conversations(view.before["ingest"], part, ["uid", "images"]))
     rows = rows.filter(
         pl.col("uid").is_in(pl.Series(uids).implode()), pl.col("images").list.len() > 0
     )
@@ -275,7 +273,7 @@ class _Resolver:
             "file": file,
             "offset": offset,
             "size": size,
-            "suffix": SUFFIXES[header.format],
+            "suffix": SUFFIX_OF_FORMAT[header.format],
             "width": header.width,
             "height": header.height,
         }

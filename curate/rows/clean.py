@@ -20,16 +20,16 @@ from curate.media.llava_rows import CHARS_PER_TOKEN, IMAGE_PLACEHOLDER
 from curate.rows import clean_rules, token_counts
 from curate.rows.clean_config import CleanConfig, benchmark_images, identity
 from curate.rows.conversation_hash import hashes
+from curate.rows.conversation_parts import read_conversations
 from curate.rows.mend import SEPARATOR, Names, mend_all
 from curate.rows.turns import GPT, Images, Ints, Mask, Turns
-from manifests import ledger, paths, store
+from manifests import ledger
 from manifests.schemas import CLEANED, conform
 from manifests.work import Item, Output, View, part_name
 
 __all__ = ["CleanConfig", "clean", "identity", "plan", "work"]
 
 STAGE = "clean"
-CONVERSATIONS_FOLDER = "conversations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,7 @@ def _num_mended(mends: Names) -> dict[str, int]:
 
 def _conversations(view: View, part: int) -> pa.Table:
     """Return the CONVERSATIONS rows of one part that the previous stage kept."""
-    folder = paths.join(view.before["ingest"].path, CONVERSATIONS_FOLDER)
-    table = store.read_table(paths.join(folder, f"{part_name(part)}.parquet"))
+    table = read_conversations(view.before["ingest"], part)
     if view.previous.stage == "ingest":
         return table
     return table.filter(pc.is_in(table.column("uid"), pa.array(view.kept_in_part(part))))

@@ -58,16 +58,16 @@ class CleanConfig(MendConfig):
 
     def located(self) -> Self:
         """Return the same config with absolute paths of local files."""
-        found: dict[str, Any] = {"leakage": [one.located() for one in self.leakage]}
-        if self.tokenizer is not None and token_counts.local_file(self.tokenizer) is not None:
-            found["tokenizer"] = paths.absolute(self.tokenizer)
-        return self.model_copy(update=found)
+        found = super().located()
+        if self.tokenizer is None or token_counts.local_file(self.tokenizer) is None:
+            return found
+        return found.model_copy(update={"tokenizer": paths.absolute(self.tokenizer)})
 
     def canonical(self) -> dict[str, Any]:
         """Return what decides the result; of the files it names, `identity` does."""
         values = super().canonical()
         del values["tokenizer"]
-        return values | {"leakage": [one.canonical() for one in self.leakage]}
+        return values
 
 
 def identity(config: CleanConfig) -> dict[str, Any]:

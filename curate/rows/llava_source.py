@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 
 from curate.media.tars import RangeReader
-from curate.rows import json_rows
+from curate.rows import conversation_parts, json_rows
 from curate.rows.conversations import BadRow, Conversations, conversations_of, normalise
 from curate.rows.foreign import json_text
 from curate.source_config import SourceConfig
@@ -35,7 +35,6 @@ SHOWN_CHARACTERS = 200
 MAX_DEPTH = 250
 """Levels of a row's other fields; orjson writes little more, and Python's own writer recurses."""
 
-FOLDER = "conversations"
 _PLAIN = orjson.OPT_SORT_KEYS
 
 
@@ -204,7 +203,7 @@ class _Rows:
         return Output(
             files={
                 name: self._samples(uids[kept], spans[kept]),
-                f"{FOLDER}/{name}": self._conversations(uids[kept]),
+                conversation_parts.name_of(payload["part"]): self._conversations(uids[kept]),
             },
             verdicts=ledger.verdicts("ingest", uids, reasons=reasons),
             quarantine=ledger.quarantine([self._bad_row(uids, at, bad) for at, bad in self.bad]),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from curate.rows.conversation_parts import read_conversations
 from curate.rows.mix_config import Published
 from curate.rows.row_rules import Where, meets_any
 from curate.vectors.exact import Uint64s
@@ -23,7 +24,6 @@ from manifests.ledger import MENDED_PREFIX, QUARANTINE_PREFIX, Tally, kept_uids
 from manifests.schemas import UID_ROW_BITS
 from manifests.work import StageDir, part_name
 
-CONVERSATIONS_FOLDER = "conversations"
 MIX = "mix"
 
 
@@ -206,10 +206,10 @@ def _rows_as_read(ingest: StageDir) -> Iterator[pl.DataFrame]:
     for marker in ingest.markers():
         name = f"{part_name(marker['payload']['part'])}.parquet"
         samples = store.read_table(paths.join(ingest.path, name), ["uid", "source", "key"])
-        beside = paths.join(ingest.path, CONVERSATIONS_FOLDER, name)
-        images = pl.DataFrame(store.read_table(beside, ["images"]))["images"]
+        beside = read_conversations(ingest, marker["payload"]["part"], ["images"])
+        images = pl.DataFrame(beside)["images"]
         if len(images) != samples.num_rows:
-            raise PartDamaged(f"{beside} has {len(images)} rows, not {samples.num_rows}.")
+            raise PartDamaged(f"{name} of ingest has {len(images)} conversations.")
         yield pl.DataFrame(samples).with_columns(
             num_images=images.list.len(), first_image=images.list.first()
         )
