@@ -4,111 +4,18 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from small_inputs import bad_rows, picture, rows_of, tar_of, write_tars
+from small_resolves import bytes_of, detail_of, places, resolve, write_files
 from tar_bytes import info_of
 
-from curate.media.image_places import RootMap, read_images
-from curate.media.resolve import ResolveConfig, identity, plan
-from curate.source_config import SourceConfig
-from manifests import ledger
+from curate.media.resolve import ResolveConfig, identity
 from manifests.errors import UserError
-from manifests.schemas import CLEANED, CONVERSATIONS, RESOLVED, SAMPLES, VERDICTS, conform
-from manifests.work import Item, Output, StageDir, View, commit
-from pipelines.stages import STAGES
-
-SOURCE = SourceConfig(kind="llava_json", files={"svit": "svit.json"})
-Rows = Sequence[tuple[str, list[str]]]
-
-
-def earlier_stages(folder: Path, parts: Sequence[Rows], dropped: Sequence[str] = ()) -> View:
-    """Write what ingest and clean leave of rows (key, images), and return what resolve sees."""
-    ingest = View("ingest", SOURCE, SOURCE, 0, str(folder / "ingest-1"))
-    clean = View("clean", SOURCE, SOURCE, 0, str(folder / "clean-1"))
-    for part, rows in enumerate(parts):
-        uids = np.arange(len(rows), dtype=np.uint64) + 1000 * part
-        item = Item(f"part-{part:05d}", {"part": part})
-        commit(ingest, item, _ingested(item, uids, rows), seconds=0)
-        reasons = ["empty" if key in dropped else "" for key, _ in rows]
-        verdicts = ledger.verdicts("clean", uids, reasons=reasons)
-        files = {f"{item.name}.parquet": CLEANED.empty_table()}
-        commit(clean, item, Output(files=files, verdicts=verdicts), seconds=0)
-    before = {"ingest": ingest.own, "clean": clean.own}
-    return View("resolve", SOURCE, SOURCE, 0, str(folder / "resolve-1"), before)
-
-
-def _ingested(item: Item, uids: Any, rows: Rows) -> Output:
-    samples = [
-        {"uid": uid, "key": key, "source": "svit", "shard": "svit/svit.json", "caption": "why?"}
-        | {"offset": 0, "size": 1}
-        for uid, (key, _) in zip(uids, rows, strict=True)
-    ]
-    turns = [{"role": "human", "text": "why?"}, {"role": "gpt", "text": "so"}]
-    talks = [
-        {"uid": uid, "images": images, "turns": turns}
-        for uid, (_, images) in zip(uids, rows, strict=True)
-    ]
-    files = {
-        f"{item.name}.parquet": conform(pa.Table.from_pylist(samples, SAMPLES), SAMPLES),
-        f"conversations/{item.name}.parquet": pa.Table.from_pylist(talks, CONVERSATIONS),
-    }
-    return Output(files=files, verdicts=ledger.verdicts("ingest", uids, reasons=[""] * len(uids)))
-
-
-def resolve(
-    folder: Path, rows: Rows, dropped: Sequence[str] = (), parts: int = 1, **config: Any
-) -> StageDir:
-    """Resolve rows of some parts, phase by phase, as a run does, and check the accounts."""
-    size = -(-len(rows) // parts)
-    cut = [rows[at : at + size] for at in range(0, len(rows), size)]
-    view = earlier_stages(folder, cut, dropped)
-    found = ResolveConfig.load(config, where="recipe.resolve").located()
-    view = View("resolve", found, SOURCE, 0, view.path, view.before)
-    stage = STAGES["resolve"]
-    for phase in stage.phases:
-        for item in stage.plan(phase, view):
-            commit(view, item, stage.work(phase, view, item), seconds=0)
-    verdicts = [pq.read_table(path) for path in view.own.verdict_files()]
-    assert all(table.schema.equals(VERDICTS) for table in verdicts)
-    judged = [uid for table in verdicts for uid in table["uid"].to_pylist()]
-    kept_by_clean = [row["uid"] for row in rows_of(view.before["clean"], "verdicts") if row["keep"]]
-    assert judged == kept_by_clean
-    assert [pq.read_table(path).schema.equals(RESOLVED) for path in view.own.files()] == [True] * (
-        len(cut)
-    )
-    return view.own
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
-
-
-def places(directory: StageDir) -> list[tuple[str, int, str]]:
-    return [(row["root"], row["choice"], row["file"]) for row in rows_of(directory)]
-
-
-def bytes_of(directory: StageDir, roots: Mapping[str, Any]) -> list[bytes]:
-    """Return the bytes of all resolved images, as the mix stage reads them."""
-    columns = ("root", "choice", "file", "offset", "size")
-    return list(read_images(roots, [tuple(r[c] for c in columns) for r in rows_of(directory)]))
-
-
-def detail_of(directory: StageDir) -> str:
-    (row,) = rows_of(directory, "quarantine")
-    return str(row["detail"])
-
 
 # --- where an image is found ---------------------------------------------------------------------
 
@@ -377,107 +284,31 @@ def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
         resolve(tmp_path, [("a", ["a.jpg"])], roots={"": str(path)})
 
 
-# --- config and identity -------------------------------------------------------------------------
+class Shaky(MemoryFileSystem):  # type: ignore[misc]
+    """Files in memory whose first reads fail, as those of a network do now and then."""
+
+    protocol = "shaky"
+    store: ClassVar[dict[str, Any]] = {}
+    failures_left = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("shaky://", "memory://")))
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        """Return the bytes, once the failures are over."""
+        if Shaky.failures_left:
+            Shaky.failures_left -= 1
+            raise OSError("connection reset")
+        return bytes(super().cat_file(path, start, end, **options))
 
 
-@pytest.mark.parametrize(
-    ("roots", "expected"),
-    [
-        ({}, "roots"),
-        ({"/coco": "x"}, "relative path"),
-        ({"coco/": "x"}, "relative path"),
-        ({"../coco": "x"}, "relative path"),
-        ({"coco": ""}, "no place"),
-        ({"coco": []}, "no place"),
-        ({"coco": ["x", ""]}, "no place"),
-    ],
-)
-def test_roots_that_mean_nothing_are_refused(roots: dict[str, Any], expected: str) -> None:
-    with pytest.raises(UserError, match=expected):
-        ResolveConfig.load({"roots": roots}, where="recipe.resolve")
-
-
-def test_a_moved_folder_is_the_same_input_and_a_new_file_is_another(tmp_path: Path) -> None:
-    files = {"a.jpg": picture(), "deep/b.jpg": picture(9)}
-
-    def found(folder: Path) -> Any:
-        return identity(ResolveConfig(roots={"coco": str(folder)}))
-
-    root = write_files(tmp_path / "in", files)
-    first = found(root)
-    assert found(write_files(tmp_path / "moved", dict(reversed(files.items())))) == first
-    assert ResolveConfig(roots={"coco": str(root)}).canonical().keys() == {"check", "max_pixels"}
-    assert identity(ResolveConfig(roots={"vg": str(root)})) != first
-    write_files(root, {"deep/c.jpg": b""})
-    second = found(root)
-    write_files(root, {"deep/c.jpg": b"1"})
-    third = found(root)
-    (root / "deep" / "c.jpg").rename(root / "c.jpg")
-    assert len({str(one) for one in (first, second, third, found(root))}) == 4
-    (root / "c.jpg").unlink()
-    assert found(root) == first
-
-
-def test_a_changed_tar_is_another_input(tmp_path: Path) -> None:
-    tars = write_tars(tmp_path / "in", {"0.tar": [("a.jpg", picture())]})
-    config = ResolveConfig(roots={"": str(tars / "*.tar")})
-    first = identity(config)
-    os.utime(tars / "0.tar", (1, 1))
-    second = identity(config)
-    write_tars(tars, {"1.tar": [("b.jpg", picture())]})
-    assert len({str(one) for one in (first, second, identity(config))}) == 3
-
-
-@pytest.mark.parametrize("name", ["gone", "gone.tar", "{0..3}.tar", "file.txt"])
-def test_a_missing_place_is_named_with_its_prefix(tmp_path: Path, name: str) -> None:
-    write_files(tmp_path, {"file.txt": b""})
-    with pytest.raises(UserError) as caught:
-        identity(ResolveConfig(roots={"coco/train2017": str(tmp_path / name)}))
-    assert "coco/train2017" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_items_are_the_source_parts_and_without_tars_nothing_is_listed(tmp_path: Path) -> None:
-    root = write_files(tmp_path / "in", {"a.jpg": picture()})
-    directory = resolve(tmp_path, [("1", ["a.jpg"]), ("2", [])], parts=2, roots={"": str(root)})
-    view = View(
-        "resolve",
-        ResolveConfig(roots={"": str(root)}),
-        SOURCE,
-        0,
-        directory.path,
-        {"ingest": StageDir("ingest", str(tmp_path / "ingest-1"))},
-    )
-    assert [item.name for item in plan(view)] == ["part-00000", "part-00001"]
-    assert len(directory.markers()) == 2
-
-
-# --- reading what was resolved -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),  # a tar may grow behind its members
-    [
-        *(("folder", how) for how in ("gone", "longer", "shorter")),
-        ("tar", "gone"),
-        ("tar", "shorter"),
-    ],
-)
-def test_what_changed_after_it_was_resolved_is_told(tmp_path: Path, kind: str, change: str) -> None:
-    write_files(tmp_path / "in", {"a.jpg": picture()})
-    write_tars(tmp_path / "in", {"a.tar": [("a.jpg", picture())]})
-    path = tmp_path / "in" / ("a.jpg" if kind == "folder" else "a.tar")
-    roots = {"": str(tmp_path / "in") if kind == "folder" else str(path)}
-    directory = resolve(tmp_path, [("1", ["a.jpg"])], roots=roots)
-    before = path.read_bytes()
-    path.unlink()
-    if change != "gone":
-        path.write_bytes(before + b"1" if change == "longer" else before[:600])
-    with pytest.raises(UserError, match=r"any more|has changed"):
-        bytes_of(directory, roots)
-
-
-def test_a_place_taken_out_of_the_roots_is_told(tmp_path: Path) -> None:
-    for asked in (("vg", 0), ("", 1)):
-        with pytest.raises(UserError, match="has no place"):
-            RootMap({"": str(tmp_path)}).place(*asked)
+def test_an_error_of_a_network_is_no_verdict_on_the_image(tmp_path: Path) -> None:
+    fsspec.register_implementation("shaky", Shaky, clobber=True)
+    fsspec.filesystem("shaky").pipe_file("/r/a.jpg", picture())
+    Shaky.failures_left = 1
+    with pytest.raises(OSError, match="connection reset"):
+        resolve(tmp_path, [("a", ["a.jpg"])], roots={"": "shaky://r"})
+    again = resolve(tmp_path, [("a", ["a.jpg"])], roots={"": "shaky://r"})
+    assert [row["image"] for row in rows_of(again)] == ["a.jpg"]
+    assert bad_rows(again) == []

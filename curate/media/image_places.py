@@ -237,7 +237,7 @@ class Folder:
     def _look_remote(self, path: str, look: Look[Seen]) -> Seen:
         info = self._fs.info(path)
         if info["type"] != "file":
-            raise OSError("it is not a regular file")
+            raise IsADirectoryError("it is not a regular file")
 
         def read(at: int, size: int) -> bytes:
             return bytes(self._fs.cat_file(path, start=at, end=at + size)) if size else b""

@@ -38,6 +38,7 @@ MAX_IMAGE_BYTES = 1 << 30
 """More in one file is no picture to train on; one read returns it."""
 MAX_SHOWN_CHARACTERS = 200
 
+_LASTING = (PermissionError, IsADirectoryError)
 _MEMBERS_FOLDER = "places"
 _REMOTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//|data:", re.IGNORECASE)
 _FOUND_COLUMNS: dict[str, Any] = {
@@ -264,7 +265,7 @@ class _Resolver:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            if not paths.is_local(place.location) and not isinstance(error, PermissionError):
+            if not paths.is_local(place.location) and not isinstance(error, _LASTING):
                 raise  # it may pass: the item is tried again
             return _bad("unreadable_image", image, error.strerror or str(error))
         return {

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from manifests import store
 from manifests.errors import StageFailed
 from manifests.paths import name_of
 from manifests.work import StageDir
@@ -19,6 +18,7 @@ from pipelines.demo.conversations import FILES, LEAKED_LIST, TRUTH, make_mix
 from pipelines.demo.mix_dirt import PLACEHOLDER_ALONE
 from pipelines.demo.mix_judge import fates_of_mix, judge_fates, judge_written, judgement_text
 from pipelines.demo.mix_pictures import FOLDERS
+from pipelines.demo.once import make_once
 from pipelines.launch import run_recipe
 from pipelines.recipe import Recipe, load
 from pipelines.show import funnel_table
@@ -34,7 +34,8 @@ def run_mix_demo(out: str, *, num_pictures: int, executor: str, say: Callable[[s
     """
     started = time.monotonic()
     world = (Path(out) / "world").resolve()
-    _make_once(world, num_pictures)
+    size = {"num_pictures": num_pictures}
+    make_once(world, _MADE, size, lambda: make_mix(world, num_pictures=num_pictures))
     chain = run_recipe(mix_recipe(world), str(Path(out) / "mix"), executor=executor)
     say(funnel_table(ask.funnel(chain)))
     is_right = _compare(world / TRUTH, chain, say)
@@ -86,15 +87,6 @@ def _compare(truth_path: Path, chain: dict[str, StageDir], say: Callable[[str], 
     say(judgement_text(fates, "instruction rows: what was planted, and its fate", "row"))
     say(judgement_text(written, "rows in the shards, against the truth", "what"))
     return all(one.is_right for one in [*fates, *written])
-
-
-def _make_once(world: Path, num_pictures: int) -> None:
-    """Make the mix unless this very one is there already."""
-    wanted = {"num_pictures": num_pictures}
-    if store.read_json(str(world / _MADE)) == wanted:
-        return
-    make_mix(world, num_pictures=num_pictures)
-    store.write_json(str(world), _MADE, wanted)
 
 
 def _closing(out: str, chain: dict[str, StageDir], seconds: float) -> str:

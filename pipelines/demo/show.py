@@ -18,12 +18,12 @@ from typing import Any
 
 import polars as pl
 
-from manifests import store
 from manifests.lineage import fates as fates_of
 from manifests.paths import name_of
 from manifests.work import StageDir
 from pipelines import ask
 from pipelines.demo.mix_show import run_mix_demo
+from pipelines.demo.once import make_once
 from pipelines.demo.truth import good_table, junk_table
 from pipelines.demo.world import make_world
 from pipelines.launch import run_recipe
@@ -44,7 +44,8 @@ def run_demo(out: str, *, num_pairs: int, executor: str, say: Callable[[str], An
     """
     started = time.monotonic()
     world = Path(out) / "world"
-    _make_once(world, num_pairs)
+    size = {"num_pairs": num_pairs}
+    make_once(world, _MADE, size, lambda: make_world(world, num_pairs=num_pairs))
     recipe = load(RECIPE, [f"source.path={json.dumps(str(world.resolve() / 'shards'))}"])
     run_dir = str(Path(out) / "run")
     chain = run_recipe(recipe, run_dir, executor=executor)
@@ -81,15 +82,6 @@ def truth_tables(truth_path: Path, chain: dict[str, StageDir]) -> str:
             table_text("good pairs: how many survived", kept, good),
         ]
     )
-
-
-def _make_once(world: Path, num_pairs: int) -> None:
-    """Make the world unless this very one is there already."""
-    wanted = {"num_pairs": num_pairs}
-    if store.read_json(str(world / _MADE)) == wanted:
-        return
-    make_world(world, num_pairs=num_pairs)
-    store.write_json(str(world), _MADE, wanted)
 
 
 def _share(row: dict[str, Any]) -> str:
