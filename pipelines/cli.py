@@ -267,7 +267,7 @@ def compose(
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
-    from train.compose import compose as write
+    from train.models.compose import compose as write
 
     made = write(
         vision_tower,
@@ -299,7 +299,7 @@ def import_bunny(
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
-    from train.import_bunny import import_bunny as write
+    from train.models.import_bunny import import_bunny as write
 
     made = write(checkpoint, out, base=base, vision_tower=vision_tower, dtype=dtype)
     if made.added_rows:

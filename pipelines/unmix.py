@@ -21,7 +21,7 @@ from curate.media.tars import is_unsafe_name
 from manifests import paths, store
 from manifests.errors import UserError
 from manifests.work import StageDir
-from train.data import TrainSample, read_samples
+from train.data.index import TrainSample, read_samples
 
 ROWS = "rows.json"
 IMAGES = "images"

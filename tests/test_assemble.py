@@ -35,7 +35,7 @@ from manifests.schemas import TRAIN_INDEX
 from manifests.work import Item, StageDir, View
 from pipelines.chain import build
 from pipelines.recipe import parse
-from train.data import read_samples
+from train.data.index import read_samples
 
 
 def tars_of(directory: StageDir) -> list[Path]:

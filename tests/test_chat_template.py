@@ -17,8 +17,8 @@ from small_tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from manifests.errors import UserError
-from train.rounds import SampleRefused
-from train.template import Tokenized, preview, template_named, tokenize
+from train.text.rounds import SampleRefused
+from train.text.template import Tokenized, preview, template_named, tokenize
 
 CHATML = (
     "{{ bos_token }}{% for one in messages %}"

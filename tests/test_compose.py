@@ -30,9 +30,9 @@ from tokenizers.processors import TemplateProcessing
 
 from manifests.errors import UserError
 from pipelines.cli import main
-from train.compose import Composed, compose
-from train.processor_files import SYSTEM
-from train.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.compose import Composed, compose
+from train.models.processor_files import SYSTEM
+from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

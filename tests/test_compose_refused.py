@@ -18,9 +18,9 @@ from small_llava import (
 )
 
 from manifests.errors import UserError
-from train.compose import Composed, compose
-from train.same_text import check_same_text
-from train.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.compose import Composed, compose
+from train.models.same_text import check_same_text
+from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
 
 
 def test_a_finished_directory_stays_and_an_unfinished_one_is_written_anew(

@@ -19,8 +19,8 @@ from small_llava import (
 )
 
 from manifests.errors import UserError
-from train.import_bunny import Imported, import_bunny
-from train.tensor_files import read_tensors
+from train.models.import_bunny import Imported, import_bunny
+from train.models.tensor_files import read_tensors
 
 # PEFT asks for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

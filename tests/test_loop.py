@@ -20,15 +20,16 @@ from small_mixes import mix_recipe
 from transformers import get_cosine_schedule_with_warmup
 
 from manifests.errors import UserError
-from train.checkpoint import TRAINED
-from train.compose import compose
 from train.config import TrainConfig
-from train.data import Index, MicroBatch
-from train.loop import DONE, LOG, train
-from train.model import TrainedLlava
-from train.plan import make_plan
-from train.samples import Batch, Row, collate
-from train.step import learning_rate_share
+from train.data.batches import MicroBatch
+from train.data.index import Index
+from train.data.plan import make_plan
+from train.data.samples import Batch, Row, collate
+from train.learn.checkpoint import TRAINED
+from train.learn.model import TrainedLlava
+from train.learn.run import DONE, LOG, train
+from train.learn.step import learning_rate_share
+from train.models.compose import compose
 
 CLOCK_FIELDS = ("seconds", "tokens_per_s", "images_per_s")
 ROOT = Path(__file__).parent.parent
@@ -355,7 +356,7 @@ RANK = """
 import json, sys
 import small_llava
 from train.config import TrainConfig
-from train.loop import train
+from train.learn.run import train
 values, model_dir, data, out = sys.argv[1:]
 train(TrainConfig.load(json.loads(values), where="train"), model_dir, [data], out)
 """

@@ -32,7 +32,7 @@ from manifests.schemas import TRAIN_INDEX
 from manifests.work import StageDir
 from pipelines.cli import main
 from pipelines.unmix import Unmixed, put, unmix
-from train.data import read_samples
+from train.data.index import read_samples
 
 
 @pytest.fixture(scope="module")

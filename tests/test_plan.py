@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import UserError
-from train.plan import (
+from train.data.plan import (
     Columns,
     Cursor,
     Plan,

@@ -19,8 +19,8 @@ from small_tokenizers import (
 )
 
 from manifests.errors import UserError
-from train.rounds import SampleRefused
-from train.template import (
+from train.text.rounds import SampleRefused
+from train.text.template import (
     BunnyTemplate,
     PlainTemplate,
     Template,

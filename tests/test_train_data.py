@@ -24,17 +24,10 @@ from small_mixes import mix_recipe
 
 from manifests.errors import UserError
 from manifests.schemas import SELECTABLE, TRAIN_INDEX, VERDICTS, conform
-from train.data import (
-    Index,
-    SampleFailed,
-    TrainSample,
-    batches,
-    read_index,
-    read_sample,
-    read_subset,
-)
-from train.plan import PlanConfig, make_plan
-from train.shard_files import ShardFiles
+from train.data.batches import batches
+from train.data.index import Index, SampleFailed, TrainSample, read_index, read_sample, read_subset
+from train.data.plan import PlanConfig, make_plan
+from train.data.shard_files import ShardFiles
 
 PER_SHARD = 6
 Planted = list[tuple[int, dict[str, Any], list[bytes]]]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from curate.media import images as curated
 from curate.media.torchvision_ops import ensure_torchvision_importable
-from train.images import ImageDamaged, ImageRules, Mode, decode, pad_to_square
+from train.data.images import ImageDamaged, ImageRules, Mode, decode, pad_to_square
 
 SIGLIP: dict[str, Any] = {
     "size": {"height": 48, "width": 48},

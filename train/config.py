@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from manifests.strict import Strict
-from train.images import Mode
-from train.plan import PlanConfig
+from train.data.images import Mode
+from train.data.plan import PlanConfig
 
 Stage = Literal["projector", "adapter"]
 
@@ -33,7 +33,7 @@ class TrainConfig(Strict):
 
     stage: Stage
     template: str
-    """plain, bunny, phi3, minicpm, llama or chat: see train.template."""
+    """plain, bunny, phi3, minicpm, llama or chat: see train.text.template."""
     end_token: bool = False
     """Whether a caption of `plain` ends with the end token; Bunny's do not."""
     image_mode: Mode = "square"

@@ -17,7 +17,7 @@ import polars as pl
 from manifests.ledger import QUARANTINE_PREFIX
 from manifests.work import StageDir
 from pipelines.show import table_text
-from train.data import TrainSample, read_index, read_sample
+from train.data.index import TrainSample, read_index, read_sample
 
 KEPT = "kept"
 UNPLANNED = "not planted"

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from manifests.errors import UserError
-from train.tensor_files import LazyTensor
+from train.models.tensor_files import LazyTensor
 
 FINAL_NORM = "language_model.model.norm.weight"
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from manifests import store
 from manifests.errors import UserError
-from train import checkpoint_keys, processor_files, scale_folding
-from train.bunny_config import FAMILIES, read_bunny_config, text_fields, vision_fields
-from train.compose import (
+from train.models import checkpoint_keys, processor_files, scale_folding
+from train.models.bunny_config import FAMILIES, read_bunny_config, text_fields, vision_fields
+from train.models.compose import (
     DTYPES,
     SHARD_BYTES,
     check_dtype,
@@ -33,11 +33,11 @@ from train.compose import (
     unfinished_directory,
     with_more_rows,
 )
-from train.image_token import ImageToken, pick_image_token
-from train.lora_merge import ADAPTER_CONFIG, Adapter, read_adapter
-from train.processor_files import BUNNY_TEMPLATE, ImageShape
-from train.tensor_files import INDEX, WEIGHTS, LazyTensor, read_tensors, write_tensors
-from train.towers import Tower, read_tower
+from train.models.image_token import ImageToken, pick_image_token
+from train.models.lora_merge import ADAPTER_CONFIG, Adapter, read_adapter
+from train.models.processor_files import BUNNY_TEMPLATE, ImageShape
+from train.models.tensor_files import INDEX, WEIGHTS, LazyTensor, read_tensors, write_tensors
+from train.models.towers import Tower, read_tower
 
 _MORE_ROWS = 64  # Bunny cuts the vocabulary to its tokenizer: often no row is left for images
 _TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import UserError
-from train.tensor_files import LazyTensor
+from train.models.tensor_files import LazyTensor
 
 _TOWER = "vision_tower.vision_model."
 _TOWER_HEADS = {768: 12, 1024: 16, 1152: 16}  # SigLIP B, L, so400m; CLIP B, L: by hidden size

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import UserError
-from train.processor_files import ImageShape
+from train.models.processor_files import ImageShape
 
 _VISION = {
     "siglip": "siglip_vision_model",

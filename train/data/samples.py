@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from manifests import paths, store
 from manifests.errors import UserError
 from train.config import TrainConfig
-from train.data import MicroBatch, TrainSample
-from train.images import ImageDamaged, ImageRules, decode
-from train.rounds import SampleRefused
-from train.template import IGNORED, Template, template_named, tokenize
+from train.data.batches import MicroBatch
+from train.data.images import ImageDamaged, ImageRules, decode
+from train.data.index import TrainSample
+from train.text.rounds import SampleRefused
+from train.text.template import IGNORED, Template, template_named, tokenize
 
 
 class Row(NamedTuple):

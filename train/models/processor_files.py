@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests import store
-from train.image_token import IMAGE, ImageToken
+from train.models.image_token import IMAGE, ImageToken
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from manifests.errors import WarrenError
-from train.marks import IMAGE_MARK, has_mark
+from train.text.marks import IMAGE_MARK, has_mark
 
 IMAGE_PLACEHOLDER = "<image>"
 

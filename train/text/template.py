@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from manifests.errors import UserError
-from train.chat import chat_template_of
-from train.marks import IMAGE_ID, IMAGE_MARK, Encoded, mark, marked_tokenizer
-from train.rounds import SampleRefused, Span, Turn, read_conversation
+from train.text.chat_template import chat_template_of
+from train.text.marks import IMAGE_ID, IMAGE_MARK, Encoded, mark, marked_tokenizer
+from train.text.rounds import SampleRefused, Span, Turn, read_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

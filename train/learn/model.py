@@ -22,7 +22,7 @@ from torch.nn import functional
 from manifests import paths, store
 from manifests.errors import UserError
 from train.config import LoraConfig, TrainConfig
-from train.template import IGNORED
+from train.text.template import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

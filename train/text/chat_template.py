@@ -15,8 +15,8 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import UserError
-from train.marks import SpecialStrings, ends_with_mark, marked_tokenizer
-from train.rounds import SampleRefused, Span, Turn
+from train.text.marks import SpecialStrings, ends_with_mark, marked_tokenizer
+from train.text.rounds import SampleRefused, Span, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,12 @@ import torch
 
 from manifests import paths, store
 from manifests.errors import UserError
-from train.checkpoint import (
+from train.config import TrainConfig
+from train.data.batches import MicroBatch, batches
+from train.data.index import Index
+from train.data.plan import START, Columns, Cursor, make_plan, num_steps, plan_hash
+from train.data.samples import RowMaker
+from train.learn.checkpoint import (
     Checkpoint,
     base_hash,
     data_fingerprints,
@@ -25,13 +30,9 @@ from train.checkpoint import (
     tensors_hash,
     write_trained,
 )
-from train.config import TrainConfig
-from train.data import Index, MicroBatch, batches
-from train.model import TrainedLlava
-from train.plan import START, Columns, Cursor, make_plan, num_steps, plan_hash
-from train.ranks import Ranks, joined_ranks
-from train.samples import RowMaker
-from train.step import Learner, learning_rate_share
+from train.learn.model import TrainedLlava
+from train.learn.ranks import Ranks, joined_ranks
+from train.learn.step import Learner, learning_rate_share
 
 LOG = "log.jsonl"
 DONE = "done.json"

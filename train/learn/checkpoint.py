@@ -19,7 +19,7 @@ from torch import Tensor
 
 from manifests import paths, store
 from manifests.errors import UserError
-from train.plan import Cursor
+from train.data.plan import Cursor
 
 CHECKPOINT = "checkpoint.pt"
 TRAINED = "trained.safetensors"

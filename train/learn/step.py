@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from train.config import TrainConfig
-from train.data import MicroBatch
-from train.model import TrainedLlava
-from train.ranks import Ranks
-from train.samples import Batch, collate
+from train.data.batches import MicroBatch
+from train.data.samples import Batch, collate
+from train.learn.model import TrainedLlava
+from train.learn.ranks import Ranks
 
 _COUNTED = ("rows", "images", "tokens", "padded", "dropped")
 

@@ -17,12 +17,12 @@ import torch
 
 from manifests import store
 from manifests.errors import UserError
-from train import checkpoint_keys, processor_files, scale_folding
-from train.image_token import ImageToken, pick_image_token
-from train.processor_files import BUNNY_TEMPLATE
-from train.same_text import check_same_text
-from train.tensor_files import LazyTensor, read_tensors, write_tensors
-from train.towers import Tower, read_language_model, read_tower
+from train.models import checkpoint_keys, processor_files, scale_folding
+from train.models.image_token import ImageToken, pick_image_token
+from train.models.processor_files import BUNNY_TEMPLATE
+from train.models.same_text import check_same_text
+from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.towers import Tower, read_language_model, read_tower
 
 SHARD_BYTES = 4 * 1024**3
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from manifests.errors import UserError
-from train.tensor_files import LazyTensor
+from train.models.tensor_files import LazyTensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."

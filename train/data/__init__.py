@@ -1,0 +1,1 @@
+"""Samples of shards by offset, in a planned order, as micro-batches of pixels and ids."""

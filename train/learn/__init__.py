@@ -1,0 +1,1 @@
+"""One stage of training, step by step, on one process or several ranks."""

@@ -1,0 +1,1 @@
+"""Model directories: composed, imported, merged; tensor by tensor, in the stock layout."""
