@@ -73,6 +73,21 @@ $(STAGES): $(READY) ## Run up to this stage; what is finished is reused
 	$(call need,RECIPE OUT)
 	$(BIN)/warren run '$(RECIPE)' --out '$(OUT)' --to $@ --executor $(EXECUTOR) $(SETS)
 
+##@ Train: RECIPE=recipe.yaml OUT=runs/model
+
+.PHONY: pretrain finetune export
+pretrain: $(READY) ## Stage 1: compose the model and train its projector on captions
+finetune: $(READY) ## Stage 2: adapters and projector on instruction data (stage 1 first)
+export: $(READY) ## All stages, and the trained model as a stock LLaVA directory
+pretrain finetune export:
+	$(call need,RECIPE OUT)
+	$(BIN)/warren train '$(RECIPE)' --out '$(OUT)' --to $@ $(SETS)
+
+.PHONY: preview
+preview: $(READY) ## What a stage would train on: labels, shares of tokens, the plan (STAGE=finetune)
+	$(call need,RECIPE OUT)
+	$(BIN)/warren preview '$(RECIPE)' --out '$(OUT)' $(if $(STAGE),--stage '$(STAGE)') $(SETS)
+
 ##@ Ask: OUT=runs/mine
 
 .PHONY: plan

@@ -6,27 +6,19 @@ Nothing heavy is imported here: each command imports what it runs.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from manifests.errors import UserError, WarrenError
+from pipelines import cli_train
+from pipelines.cli_options import answer as print_answer
+from pipelines.cli_options import json_flag, out_dir, settings
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
-
-_out = click.argument("out", metavar="DIR")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-_set = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a recipe value, e.g. dedup.keep=far. Repeatable.",
-)
 
 
 class _Group(click.Group):
@@ -59,7 +51,7 @@ def main() -> None:
 )
 @click.option("--to", "until", metavar="STAGE", help="Stop after this stage.")
 @click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True)
-@_set
+@settings
 def run(
     recipe: str, out: str, until: str | None, executor: str, overrides: tuple[str, ...]
 ) -> None:
@@ -83,8 +75,8 @@ def run(
 @main.command()
 @click.argument("recipe")
 @click.option("--out", metavar="DIR", help="Run directory to compare with: what is finished there?")
-@_set
-@_json
+@settings
+@json_flag
 def plan(recipe: str, out: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print what a run would reuse, go on with and make, without running anything.
 
@@ -95,12 +87,12 @@ def plan(recipe: str, out: str | None, overrides: tuple[str, ...], as_json: bool
     from pipelines.show import status_table
 
     rows = [one.as_json() for one in ask.plan(load(recipe, overrides), out)]
-    _answer(rows, as_json, status_table)
+    print_answer(rows, as_json, status_table)
 
 
 @main.command()
-@_out
-@_json
+@out_dir
+@json_flag
 def status(out: str, as_json: bool) -> None:
     """Print how far a run is, from its files: also while it runs and after a crash.
 
@@ -108,13 +100,18 @@ def status(out: str, as_json: bool) -> None:
     """
     from pipelines import ask
     from pipelines.show import status_table
+    from pipelines.training import ask as ask_training
+    from pipelines.training.show import steps_table
 
-    _answer([one.as_json() for one in ask.status(out)], as_json, status_table)
+    if ask_training.is_training_run(out):
+        print_answer(ask_training.status(out), as_json, steps_table)
+    else:
+        print_answer([one.as_json() for one in ask.status(out)], as_json, status_table)
 
 
 @main.command()
-@_out
-@_json
+@out_dir
+@json_flag
 def funnel(out: str, as_json: bool) -> None:
     """Print what each stage kept and dropped, and why; exit 1 if the accounts do not add up.
 
@@ -124,15 +121,15 @@ def funnel(out: str, as_json: bool) -> None:
     from pipelines.show import funnel_table
 
     rows = ask.funnel(ask.chain_of(out))
-    _answer(rows, as_json, funnel_table)
+    print_answer(rows, as_json, funnel_table)
     if not ask.adds_up(rows):
         _stop("the accounts do not add up; run `warren check`", EXIT_FAILED)
 
 
 @main.command()
-@_out
+@out_dir
 @click.option("--strict", is_flag=True, help="Exit 1 when a published count differs.")
-@_json
+@json_flag
 def counts(out: str, strict: bool, as_json: bool) -> None:
     """Print each source's rows of instruction data, and published counts beside the found ones.
 
@@ -142,16 +139,16 @@ def counts(out: str, strict: bool, as_json: bool) -> None:
     from pipelines.show import counts_text
 
     found = ask.counts(out)
-    _answer(found, as_json, counts_text)
+    print_answer(found, as_json, counts_text)
     num_different = _warn_of_counts(found)
     if strict and num_different:
         _stop(f"{num_different} published counts differ", EXIT_FAILED)
 
 
 @main.command()
-@_out
-@_set
-@_json
+@out_dir
+@settings
+@json_flag
 def whatif(out: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Tell what other dedup and select settings would keep, without changing anything.
 
@@ -160,13 +157,13 @@ def whatif(out: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from pipelines.show import whatif_table
     from pipelines.whatif import whatif as answer
 
-    _answer(answer(out, overrides), as_json, whatif_table)
+    print_answer(answer(out, overrides), as_json, whatif_table)
 
 
 @main.command()
-@_out
+@out_dir
 @click.option("--rows", default=1000, show_default=True, help="Rows to compare with all others.")
-@_json
+@json_flag
 def probe(out: str, rows: int, as_json: bool) -> None:
     """Tell what dedup misses between clusters: a few rows against all of them, by brute force.
 
@@ -175,30 +172,38 @@ def probe(out: str, rows: int, as_json: bool) -> None:
     from pipelines.ask import probe as answer
     from pipelines.show import probe_table
 
-    _answer(answer(out, num_sampled=rows), as_json, probe_table)
+    print_answer(answer(out, num_sampled=rows), as_json, probe_table)
 
 
 @main.command()
-@_out
+@out_dir
 @click.argument("name", metavar="KEY|UID")
-@_json
+@json_flag
 def why(out: str, name: str, as_json: bool) -> None:
     """Tell one sample's story: each stage's verdict, the reason, and the row it lost to.
+
+    Of a model, or a training run, it tells whether the sample was trained on, and when; there KEY
+    may also be the path of an image file.
 
     Example: warren why runs/mine 000120034
     """
     from manifests.lineage import why as stories_of
     from pipelines import ask
     from pipelines.show import story_text
+    from pipelines.training import ask as ask_training
+    from pipelines.training.show import trained_text
 
+    if ask_training.is_training_run(out):
+        print_answer(ask_training.why(out, name), as_json, trained_text)
+        return
     stories = [one.as_json() for one in stories_of(ask.chain_of(out), name)]
-    _answer(stories, as_json, lambda found: "\n\n".join(story_text(one) for one in found))
+    print_answer(stories, as_json, lambda found: "\n\n".join(story_text(one) for one in found))
 
 
 @main.command()
-@_out
+@out_dir
 @click.option("--out", "folder", required=True, metavar="FOLDER", help="Where to write them.")
-@_json
+@json_flag
 def unmix(out: str, folder: str, as_json: bool) -> None:
     """Turn a run's shards back into a LLaVA JSON file and an image folder, losslessly.
 
@@ -208,12 +213,12 @@ def unmix(out: str, folder: str, as_json: bool) -> None:
     from pipelines.unmix import summary
     from pipelines.unmix import unmix as write
 
-    _answer(write(ask.chain_of(out), folder).as_json(), as_json, summary)
+    print_answer(write(ask.chain_of(out), folder).as_json(), as_json, summary)
 
 
 @main.command()
-@_out
-@_json
+@out_dir
+@json_flag
 def check(out: str, as_json: bool) -> None:
     """Read everything again and check every invariant; exit 1 if one is broken.
 
@@ -226,7 +231,7 @@ def check(out: str, as_json: bool) -> None:
     from pipelines.show import findings_table
 
     findings = [asdict(one) for one in findings_of(out, ask.chain_of(out))]
-    _answer(findings, as_json, findings_table)
+    print_answer(findings, as_json, findings_table)
     if not all(one["holds"] for one in findings):
         _stop("an invariant is broken", EXIT_FAILED)
 
@@ -245,72 +250,6 @@ def demo(out: str, pairs: int, executor: str) -> None:
     run_demo(out, num_pairs=pairs, executor=executor, say=click.echo)
 
 
-@main.command()
-@click.argument("vision_tower")
-@click.argument("language_model")
-@click.option("--out", required=True, metavar="DIR", help="The LLaVA directory to write.")
-@click.option("--image-token", metavar="TOKEN", help="Token of an image; default: a free one.")
-@click.option("--resize", default=0, metavar="ROWS", help="Rows to add to a full vocabulary.")
-@click.option("--seed", default=0, show_default=True, help="Of the projector's weights.")
-def compose(
-    vision_tower: str,
-    language_model: str,
-    out: str,
-    image_token: str | None,
-    resize: int,
-    seed: int,
-) -> None:
-    """Compose a vision tower and a language model, both directories, into a LLaVA model.
-
-    Example: warren compose models/siglip-so400m-patch14-384 models/phi-2 --out models/composed
-    """
-    from curate.media.torchvision_ops import ensure_torchvision_importable
-
-    ensure_torchvision_importable()
-    from train.models.compose import compose as write
-
-    made = write(
-        vision_tower,
-        language_model,
-        out,
-        image_token=image_token,
-        resize_vocabulary=resize,
-        seed=seed,
-    )
-    for warning in made.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    told = f"{made.num_image_tokens} tokens an image, each {made.image_token!r}"
-    click.echo(f"{made.path}: {told} (id {made.image_token_id})")
-
-
-@main.command("import-bunny")
-@click.argument("checkpoint")
-@click.option("--out", required=True, metavar="DIR", help="The LLaVA directory to write.")
-@click.option("--base", metavar="DIR", help="The language model that a LoRA checkpoint adapts.")
-@click.option("--vision-tower", metavar="DIR", help="Where the checkpoint has no vision tower.")
-@click.option("--dtype", default="keep", show_default=True, help="float32, float16, bfloat16.")
-def import_bunny(
-    checkpoint: str, out: str, base: str | None, vision_tower: str | None, dtype: str
-) -> None:
-    """Turn a published Bunny checkpoint, whole or LoRA, into a stock LLaVA model.
-
-    Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
-    """
-    from curate.media.torchvision_ops import ensure_torchvision_importable
-
-    ensure_torchvision_importable()
-    from train.models.import_bunny import import_bunny as write
-
-    made = write(checkpoint, out, base=base, vision_tower=vision_tower, dtype=dtype)
-    if made.added_rows:
-        click.echo(f"{made.added_rows} rows were added to the vocabulary, for the image", err=True)
-    if made.merge_noise:
-        worst = max(made.merge_noise, key=made.merge_noise.__getitem__)
-        share = made.merge_noise[worst]
-        click.echo(f"rounding adds at most {share:.1%} of an adapter's change ({worst})", err=True)
-    click.echo(made.path)
-
-
 def _warn_of_counts(found: Any) -> int:
     """Say on stderr which published counts differ from what was found; return how many do."""
     different = [one for one in found["published"] if not one["ok"]]
@@ -320,9 +259,8 @@ def _warn_of_counts(found: Any) -> int:
     return len(different)
 
 
-def _answer(rows: Any, as_json: bool, table: Callable[[Any], str]) -> None:
-    text = json.dumps(rows, indent=1, ensure_ascii=False) if as_json else table(rows)
-    click.echo(text)
+for _command in cli_train.COMMANDS:
+    main.add_command(_command)
 
 
 def run_cli(words: Sequence[str]) -> int:

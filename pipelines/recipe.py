@@ -81,7 +81,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = read_yaml(path)
     for override in overrides:
-        _apply(values, override)
+        apply_setting(values, override)
     return parse(values)
 
 
@@ -143,7 +143,8 @@ class _NoDuplicates(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_setting(values: dict[str, Any], override: str) -> None:
+    """Put a "section.key=value" into a parsed recipe. Raises: UserError."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"--set {override!r} is not key=value.", "", "Write e.g. dedup.keep=far.")
