@@ -129,8 +129,9 @@ class _Run:
         if planned.name == "compose":
             compose_model(self.recipe, planned.directory, self.say)
         else:
-            from pipelines.training.show import exported_text
             from train.models.export import export
+
+            from pipelines.training.show import exported_text
 
             told = export(before[-1].directory, planned.directory, dtype=self.recipe.export.dtype)
             self.say(exported_text(told))
