@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or those that torchrun started."""
+"""The processes of a run: this one alone, or those that torchrun or Ray started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import distributed
 from manifests.errors import UserError
 
 T = TypeVar("T")
+
+LONGEST_WAIT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +94,19 @@ class Ranks:
 def joined_ranks() -> Iterator[Ranks]:
     """Give this process's rank by torchrun's environment, or a rank alone without it.
 
-    GPUs talk by NCCL, CPUs by gloo. A process group that is there already is used and left.
+    GPUs talk by NCCL, CPUs by gloo. A process group that is there already is used and left, with
+    the GPU that was chosen for it. A rank that waits longer than ten minutes for another fails.
     """
+    is_there = distributed.is_initialized()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = torch.cuda.current_device() if is_there else int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    begun = "RANK" in os.environ and not distributed.is_initialized()
+    begun = "RANK" in os.environ and not is_there
     if begun:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=LONGEST_WAIT_S))
     try:
         if distributed.is_initialized():
             yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)

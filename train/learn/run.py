@@ -38,6 +38,8 @@ from train.learn.lines import cut_lines
 from train.learn.log import LOG, Entry, RunLog, Say
 from train.learn.measure import MeasuredSteps
 from train.learn.model import TrainedLlava
+from train.learn.preflight import look_ahead
+from train.learn.preflight_text import plain_lines
 from train.learn.ranks import Ranks, joined_ranks
 from train.learn.step import Learner
 
@@ -57,6 +59,7 @@ def train(
     num_workers: int = 0,
     on_step: Callable[[Entry], None] | None = None,
     say: Say | None = None,
+    preflight: bool = True,
 ) -> TrainedLlava:
     """Train one stage and write `out`; go on where a stopped run of the same settings was.
 
@@ -70,12 +73,13 @@ def train(
         num_workers: processes that read and decode, for each rank.
         on_step: is called by rank 0 with each line of the log.
         say: is called by rank 0 with lines for people, one about every ten seconds.
+        preflight: whether to look at rows and at the largest micro-batch before the first step.
 
     Under torchrun (RANK and WORLD_SIZE are set) the ranks share the work; with another number of
     them the result differs by rounding and by dropout's draws.
     Returns: the trained model.
-    Raises: UserError for a finished `out`, other settings than those it was begun with, a step
-        without labels, or one whose loss or gradient is no number.
+    Raises: UserError for a finished `out`, other settings than those it was begun with, a source
+        or a step without labels, too little memory, or a loss or gradient that is no number.
     """
     if paths.exists(paths.join(out, DONE)):
         raise UserError(
@@ -109,6 +113,10 @@ def train(
         learner = Learner(model, config, ranks)
         run = _Run(config, out, identity, learner, index, make_row)
         run.restore(inputs)
+        if preflight and not run.steps_done:
+            seen = look_ahead(run.plan(0), index, make_row, learner)
+            if say is not None and ranks.is_first:
+                say("\n".join(plain_lines(seen)))
         run.go_on(num_workers, on_step, say)
         return model
 

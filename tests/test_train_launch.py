@@ -1,0 +1,104 @@
+"""A run on Ray's ranks ends as one process does, also when a rank dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_env import ray_cluster  # noqa: F401 - a fixture
+from safetensors.torch import load_file
+from small_inputs import run_here, stages
+from small_llava import NUM_PATCHES, save_language_model, save_tower
+from small_mixes import mix_recipe
+
+from curate.media.torchvision_ops import ensure_torchvision_importable
+from manifests.errors import UserError
+from train.config import TrainConfig
+from train.learn.checkpoint import TRAINED
+from train.learn.launch import RayRanks, train_on_ray
+from train.learn.run import DONE, train
+from train.models.compose import compose
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    folder = tmp_path_factory.mktemp("inputs")
+    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
+    mixed = stages(run_here(mix_recipe(folder / "in", num_rows=9), folder / "run"))["mix"].path
+    return compose(str(tower), str(lm), str(folder / "llava")).path, [str(mixed)]
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "stage": "adapter",
+        "template": "bunny",
+        "projector_lr": 1e-3,
+        "adapter_lr": 1e-3,
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},  # its draws depend on the ranks
+        "plan": {
+            "global_batch_size": 5,
+            "tokens_per_micro_batch": 250,
+            "tokens_per_image": NUM_PATCHES,
+        },
+        "checkpoint_every_steps": 1,
+    }
+    return TrainConfig.load(values | changes, where="train")
+
+
+class DiesOnce:
+    """Kills its process after a step, the first time."""
+
+    def __init__(self, note: Path, step: int) -> None:
+        self.note = note
+        self.step = step
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        if entry["step"] == self.step and not self.note.exists():
+            self.note.write_text("died")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_ends_as_one_process(
+    inputs: tuple[str, list[str]], folder: Path, num_ranks: int, step: int
+) -> None:
+    train(config_of(), *inputs, str(folder / "alone"))
+    train_on_ray(
+        config_of(),
+        *inputs,
+        str(folder / "ray"),
+        RayRanks(num_ranks, max_failures=1),
+        before=ensure_torchvision_importable,
+        on_step=DiesOnce(folder / "died", step),
+    )
+    assert (folder / "died").exists()
+    assert (folder / "ray" / DONE).exists()
+    expected, found = (load_file(folder / name / TRAINED) for name in ("alone", "ray"))
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_whose_rank_is_killed_goes_on_and_ends_as_one_process(
+    inputs: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    assert_ends_as_one_process(inputs, tmp_path, num_ranks=2, step=3)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_that_a_person_can_mend_is_not_tried_again(
+    inputs: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    model_dir, data = inputs
+    with pytest.raises(UserError, match="holds no LLaVA model"):
+        train_on_ray(
+            config_of(),
+            data[0],
+            data,
+            str(tmp_path),
+            RayRanks(1),
+            before=ensure_torchvision_importable,
+        )
