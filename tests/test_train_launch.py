@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,21 @@ from train.learn.launch import RayRanks, train_on_ray
 from train.learn.run import DONE, train
 from train.models.compose import compose
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # of its own, when imported
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sent_by_value() -> Iterator[None]:
+    """Ray's processes cannot import this file."""
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A run on several ranks, started by Ray: on one machine or a cluster, restarted when one dies.
 
-Each rank calls `train` as torchrun's would. Ray starts the ranks, joins them in a process group and,
-when one of them dies, starts all of them again; `train` then goes on from its own checkpoint.
+Each rank calls `train` as torchrun's would. Ray starts the ranks and joins them in a process group.
+When one of them dies, it starts all of them again, and `train` goes on from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def train_on_ray(
         "out": paths.absolute(out),
         **more,
     }
-    result = TorchTrainer(
+    trainer: Any = TorchTrainer  # its types are those of an older interface
+    result = trainer(
         _Rank(config.model_dump(mode="json"), arguments, before),
         torch_config=TorchConfig(timeout_s=LONGEST_WAIT_S),
         scaling_config=ScalingConfig(

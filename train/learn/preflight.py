@@ -190,7 +190,7 @@ def memory_errors_told(padded_tokens: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            f"The largest micro-batch, {padded_tokens} tokens with padding, is too large for memory.",
+            f"The largest micro-batch, {padded_tokens} tokens padded, does not fit in memory.",
             str(error).splitlines()[0],
             "Lower plan.tokens_per_micro_batch, or set gradient_checkpointing: true.",
         ) from error

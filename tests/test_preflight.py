@@ -1,0 +1,175 @@
+"""Before the first step: labels are there, memory is enough, and nothing of the look remains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_inputs import run_here, stages
+from small_llava import NUM_PATCHES, save_language_model, save_tower
+from small_mixes import mix_recipe
+
+from manifests.errors import UserError
+from train.config import TrainConfig
+from train.data.index import Index
+from train.data.plan import PlanConfig, make_plan
+from train.data.samples import RowMaker
+from train.learn.checkpoint import TRAINED
+from train.learn.lines import read_lines
+from train.learn.log import LOG, MEASURED
+from train.learn.model import TrainedLlava
+from train.learn.preflight import (
+    Preflight,
+    look_ahead,
+    look_at_rows,
+    memory_errors_told,
+    try_largest,
+)
+from train.learn.preflight_text import plain_lines
+from train.learn.ranks import Ranks
+from train.learn.run import train
+from train.learn.step import Learner
+from train.models.compose import compose
+
+PLAN = {"global_batch_size": 5, "tokens_per_micro_batch": 600, "tokens_per_image": NUM_PATCHES}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
+    return compose(str(tower), str(lm), str(folder / "llava")).path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    return str(stages(run_here(mix_recipe(folder / "in", num_rows=9), folder / "run"))["mix"].path)
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "stage": "adapter",
+        "template": "bunny",
+        "projector_lr": 1e-2,
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.3},
+        "plan": PLAN,
+    }
+    return TrainConfig.load(values | changes, where="train")
+
+
+def learner_of(model_dir: str, config: TrainConfig) -> Learner:
+    model = TrainedLlava.load(model_dir, config)
+    return Learner(model, config, Ranks(0, 1, torch.device("cpu")))
+
+
+def maker_of(model_dir: str, config: TrainConfig, learner: Learner) -> RowMaker:
+    image_id = learner.model.llava.config.image_token_id
+    return RowMaker.load(model_dir, config, image_token_id=image_id)
+
+
+def looked(model_dir: str, data: str, config: TrainConfig) -> Preflight:
+    index, learner = Index.load([data]), learner_of(model_dir, config)
+    plan = make_plan(index.columns(), seed=0, epoch=0, config=config.plan, world_size=1)
+    return look_ahead(plan, index, maker_of(model_dir, config, learner), learner)
+
+
+def test_a_look_ahead_changes_no_weight_and_no_line(
+    model_dir: str, data: str, tmp_path: Path
+) -> None:
+    found = []
+    for preflight in (False, True):
+        out = tmp_path / str(preflight)
+        train(config_of(), model_dir, [data], str(out), preflight=preflight)
+        log = [
+            {k: v for k, v in one.items() if k not in MEASURED}
+            for one in read_lines(f"{out}/{LOG}")
+        ]
+        found.append((log, load_file(out / TRAINED)))
+    (log, trained), (log_after, trained_after) = found
+    assert log == log_after
+    assert all(torch.equal(trained[name], trained_after[name]) for name in trained)
+
+
+def test_sources_are_counted_as_they_will_be_trained(model_dir: str, data: str) -> None:
+    seen, index = looked(model_dir, data, config_of()), Index.load([data])
+    config = config_of()
+    make_row = maker_of(model_dir, config, learner_of(model_dir, config))
+    for at, one in enumerate(seen.sources):
+        rows = [make_row(index.sample(int(row))) for row in np.flatnonzero(index.source == at)]
+        assert (one.name, one.rows, one.dropped) == (index.sources[at], len(rows), {})
+        labels = [row.labels for row in rows if not isinstance(row, str)]
+        assert one.trained == sum((label != -100).sum() for label in labels)
+        assert one.tokens == sum(map(len, labels))
+        assert 0 < one.trained_share < 1
+    assert seen.plan.samples == len(index)
+    assert "padding" in "\n".join(plain_lines(seen))
+
+
+def test_a_source_of_which_nothing_is_trained_is_refused(
+    model_dir: str, data: str, tmp_path: Path
+) -> None:
+    short = config_of(plan=PLAN | {"max_length": 215})  # all questions of an image are longer
+    with pytest.raises(UserError, match="no token is trained") as error:
+        train(short, model_dir, [data], str(tmp_path))
+    assert "first_round_too_long" in error.value.why
+    assert "plan.weights." in error.value.fix
+
+
+def test_the_largest_micro_batch_is_the_one_that_is_tried(model_dir: str, data: str) -> None:
+    config = config_of()
+    index, learner = Index.load([data]), learner_of(model_dir, config)
+    for ranks in (1, 2, 3):
+        plan = make_plan(index.columns(), seed=1, epoch=0, config=config.plan, world_size=ranks)
+        micros = [
+            micro
+            for step in range(plan.num_steps)
+            for rank in range(ranks)
+            for micro in plan.micro_batches(step, rank)
+        ]
+        lengths = index.columns().lengths(config.plan)
+        images = np.diff(index.image_starts)
+        sizes = [(len(one) * lengths[one].max(), images[one].sum()) for one in micros]
+        largest = micros[max(range(len(micros)), key=lambda at: sizes[at])]
+        seen = try_largest(plan, index, maker_of(model_dir, config, learner), learner)
+        assert (seen.rows, seen.images) == (len(largest), images[largest].sum())
+        assert seen.memory > 0
+        assert all(one.grad is None for one in learner.trained.values())
+
+
+def test_too_little_memory_says_what_to_lower() -> None:
+    with pytest.raises(UserError, match="9000 tokens padded") as error, memory_errors_told(9000):
+        torch.empty(1 << 50)
+    assert "plan.tokens_per_micro_batch" in error.value.fix
+    assert "gradient_checkpointing" in error.value.fix
+    with pytest.raises(RuntimeError, match="shape"), memory_errors_told(9000):
+        torch.zeros(2) @ torch.zeros(3, 3)
+
+
+def test_previews_show_what_is_trained(model_dir: str, data: str) -> None:
+    config = config_of()
+    index, learner = Index.load([data]), learner_of(model_dir, config)
+    make_row = maker_of(model_dir, config, learner)
+    rows = np.arange(len(index))
+    seen = looked(model_dir, data, config)
+    shown = look_at_rows(index, rows, make_row, previews_per_source=2)
+    assert [len(one.previews) for one in shown] == [2] * len(index.sources)
+    text = "\n".join(plain_lines(replace(seen, sources=shown), width=2000))
+    assert f"<image x {NUM_PATCHES}>" in text
+    assert "ASSISTANT:⟦ It is" in text
+    coloured = look_at_rows(index, rows, make_row, previews_per_source=1, colour=True)
+    assert "\x1b[32m It is" in "".join(one.previews[0] for one in coloured)
+
+
+def test_plan_facts_are_those_of_the_plan(model_dir: str, data: str) -> None:
+    index, plan = Index.load([data]), PlanConfig.load(PLAN, where="plan")
+    made = make_plan(index.columns(), seed=0, epoch=0, config=plan, world_size=1)
+    seen = looked(model_dir, data, config_of()).plan
+    assert (seen.steps, seen.micro_batches) == (made.num_steps, len(made.starts))
+    assert seen.idle == 0
+    assert 0 <= seen.padding < 1
