@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -142,6 +144,44 @@ def test_a_run_killed_many_times_ends_as_one_that_was_not(
     processes: Any, stage: str, seed: int, model_dir: str, data: str, tmp_path: Path
 ) -> None:
     killed_and_undisturbed(processes, stage, seed, 6, model_dir, data, tmp_path)
+
+
+def be_a_rank(
+    rank: int, port: int, config: TrainConfig, model_dir: str, data: str, out: str
+) -> None:
+    """Train as one of two ranks, of which the first dies after two steps."""
+
+    def die(entry: dict[str, Any]) -> None:
+        if entry["step"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        train(config, model_dir, [data], out, on_step=die)
+
+
+def test_a_rank_that_dies_leaves_none_waiting_and_one_process_goes_on(
+    processes: Any, model_dir: str, data: str, tmp_path: Path
+) -> None:
+    config = config_of("projector", epochs=1, checkpoint_every_steps=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, config, model_dir, data, str(tmp_path / "ranks"))
+    ranks = [processes.Process(target=be_a_rank, args=(rank, *arguments)) for rank in (0, 1)]
+    for one in ranks:
+        one.start()
+    for one in ranks:
+        one.join(50)
+    assert [one.exitcode for one in ranks] == [-signal.SIGKILL, 1]
+    train(config, model_dir, [data], str(tmp_path / "ranks"))
+    train(config, model_dir, [data], str(tmp_path / "alone"))
+    log, found, dropped, done = results(tmp_path / "ranks")
+    _, expected, dropped_alone, done_alone = results(tmp_path / "alone")
+    assert [one["step"] for one in log] == [*range(done["steps"])]
+    assert (dropped, done) == (dropped_alone, done_alone)
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
 
 
 def checkpoint_of(value: float, size: int = 3) -> Checkpoint:

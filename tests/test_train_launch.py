@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray_env import ray_cluster  # noqa: F401 - a fixture
 from safetensors.torch import load_file
 from small_inputs import run_here, stages
@@ -21,12 +22,14 @@ from manifests.errors import UserError
 from train.config import TrainConfig
 from train.learn.checkpoint import TRAINED
 from train.learn.launch import RayRanks, train_on_ray
-from train.learn.run import DONE, train
+from train.learn.lines import read_lines
+from train.learn.log import LOG
+from train.learn.run import train
 from train.models.compose import compose
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # of its own, when imported
 ]
 
@@ -79,42 +82,42 @@ class DiesOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def assert_ends_as_one_process(
-    inputs: tuple[str, list[str]], folder: Path, num_ranks: int, step: int
+def on_ray(
+    config: TrainConfig,
+    inputs: tuple[str, list[str]],
+    out: Path,
+    *,
+    num_ranks: int = 1,
+    max_failures: int = 0,
+    **more: Any,
 ) -> None:
-    train(config_of(), *inputs, str(folder / "alone"))
-    train_on_ray(
-        config_of(),
-        *inputs,
-        str(folder / "ray"),
-        RayRanks(num_ranks, max_failures=1),
-        before=ensure_torchvision_importable,
-        on_step=DiesOnce(folder / "died", step),
-    )
-    assert (folder / "died").exists()
-    assert (folder / "ray" / DONE).exists()
-    expected, found = (load_file(folder / name / TRAINED) for name in ("alone", "ray"))
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
+    ranks = RayRanks(num_ranks, max_failures=max_failures)
+    before = ensure_torchvision_importable
+    train_on_ray(config, *inputs, str(out), ranks, before=before, **more)
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_ray_is_that_of_one_process_and_what_refuses_it_comes_back(
+    inputs: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    train(config_of(), *inputs, str(tmp_path / "alone"))
+    on_ray(config_of(), inputs, tmp_path / "ray")
+    expected, found = (load_file(tmp_path / name / TRAINED) for name in ("alone", "ray"))
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    with pytest.raises(UserError, match="holds a finished run"):
+        on_ray(config_of(), inputs, tmp_path / "ray")
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_whose_rank_is_killed_goes_on_and_ends_as_one_process(
     inputs: tuple[str, list[str]], tmp_path: Path
 ) -> None:
-    assert_ends_as_one_process(inputs, tmp_path, num_ranks=2, step=3)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_error_that_a_person_can_mend_is_not_tried_again(
-    inputs: tuple[str, list[str]], tmp_path: Path
-) -> None:
-    model_dir, data = inputs
-    with pytest.raises(UserError, match="holds no LLaVA model"):
-        train_on_ray(
-            config_of(),
-            data[0],
-            data,
-            str(tmp_path),
-            RayRanks(1),
-            before=ensure_torchvision_importable,
-        )
+    train(config_of(), *inputs, str(tmp_path / "alone"))
+    dies = DiesOnce(tmp_path / "died", step=3)
+    on_ray(config_of(), inputs, tmp_path / "ray", num_ranks=2, max_failures=1, on_step=dies)
+    assert (tmp_path / "died").exists()
+    expected, found = (load_file(tmp_path / name / TRAINED) for name in ("alone", "ray"))
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
+    steps = [one["step"] for one in read_lines(str(tmp_path / "ray" / LOG))]
+    assert steps == [*range(len(steps))]
