@@ -26,12 +26,12 @@ from train.data.index import Index
 from train.data.plan import make_plan
 from train.data.samples import Batch, Row, collate
 from train.learn.checkpoint import TRAINED
+from train.learn.log import LOG, MEASURED
 from train.learn.model import TrainedLlava
-from train.learn.run import DONE, LOG, train
+from train.learn.run import DONE, train
 from train.learn.step import learning_rate_share
 from train.models.compose import compose
 
-CLOCK_FIELDS = ("seconds", "tokens_per_s", "images_per_s")
 ROOT = Path(__file__).parent.parent
 EXACT: dict[str, Any] = {  # no dropout, as its draws depend on the cut; rates as people use them
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
@@ -189,7 +189,7 @@ def run_to_end(out: Path, config: TrainConfig, model_dir: str, data: str, **more
 
 def log_of(out: Path) -> list[Any]:
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 class Killed(Exception):
@@ -276,8 +276,12 @@ def test_what_does_not_go_together_is_refused(model_dir: str, data: str, tmp_pat
         train(config_of("projector"), data, [data], str(tmp_path / "a"))
     with pytest.raises(UserError, match="tokens_per_image is 729"):
         train(config_of("projector", {"tokens_per_image": 729}), model_dir, [data], str(tmp_path))
-    with pytest.raises(UserError, match="no label to learn"):  # no first round is so short
-        train(config_of("projector", {"max_length": 20}), model_dir, [data], str(tmp_path))
+    short = config_of("projector", {"max_length": 20})  # no first round is so short
+    with pytest.raises(UserError, match="no token is trained"):
+        train(short, model_dir, [data], str(tmp_path))
+    with pytest.raises(UserError, match="no label to learn") as error:
+        train(short, model_dir, [data], str(tmp_path), preflight=False)
+    assert "9 of its rows were dropped: {'first_round_too_long': 9}" in error.value.why
 
 
 def test_bunnys_recipes_are_those_published() -> None:

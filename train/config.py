@@ -12,7 +12,7 @@ from train.data.plan import PlanConfig
 
 Stage = Literal["projector", "adapter"]
 
-_CHANGES_NO_RESULT = ("checkpoint_every_steps",)
+_CHANGES_NO_RESULT = ("checkpoint_every_steps", "checkpoint_every_seconds")
 
 
 class LoraConfig(Strict):
@@ -58,6 +58,8 @@ class TrainConfig(Strict):
     gradient_checkpointing: bool = False
     """Computes the language model's layers again in the backward pass: less memory, more time."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
+    checkpoint_every_seconds: float | None = Field(default=None, gt=0)
+    """Also when so long ago was the last one; None for steps alone."""
 
     @classmethod
     def bunny(cls, stage: Stage, **changes: Any) -> Self:

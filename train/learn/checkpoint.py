@@ -2,6 +2,9 @@
 
 It holds what trains, the optimizer's state, the step that comes next, and what the run is: its
 config, plan, data and base model. No random state: each step's is made from seed, step and rank.
+
+A run writes it beside training: tensors are copied to the host between two steps, and a thread
+writes the copy. One file is enough, as it is replaced atomically.
 """
 
 from __future__ import annotations
@@ -9,12 +12,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manifests import paths, store
@@ -23,14 +31,15 @@ from train.data.plan import Cursor
 
 CHECKPOINT = "checkpoint.pt"
 TRAINED = "trained.safetensors"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A run between two steps. identity: what decides its result, JSON-ready.
 
-    trained: tensors by name, float32. optimizer: its state_dict.
+    trained: tensors by name, float32. optimizer: its state_dict. totals: what all steps so far add
+    up to, by name, e.g. rows.
     """
 
     identity: Mapping[str, Any]
@@ -38,6 +47,7 @@ class Checkpoint:
     steps_done: int
     trained: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
+    totals: Mapping[str, int]
 
     def save(self, out: str) -> None:
         """Write it in place of an older one, atomically."""
@@ -48,6 +58,7 @@ class Checkpoint:
             "steps_done": self.steps_done,
             "trained": {name: one.detach() for name, one in self.trained.items()},
             "optimizer": dict(self.optimizer),
+            "totals": dict(self.totals),
         }
         store.write(out, CHECKPOINT, lambda file: torch.save(values, file))
 
@@ -82,6 +93,83 @@ class Checkpoint:
             )
 
 
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time.
+
+    As a context, it waits at its end, also after an error, until the last one is written.
+    stalled: seconds that training has waited for it, all together.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._in_flight: Future[None] | None = None
+        self._copy: tuple[Any, Any] = (None, None)
+        self.stalled = 0.0
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Take a copy of a checkpoint and begin to write it; its tensors may change at once.
+
+        Waits while an earlier one is being written. Raises: what writing that one raised.
+        """
+        started = time.perf_counter()
+        self.wait()
+        now = (checkpoint.trained, checkpoint.optimizer)
+        self._copy = trained, optimizer = _on_host(now, self._copy)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies from a GPU may still be under way
+        copied = replace(checkpoint, trained=trained, optimizer=optimizer)
+        self._in_flight = self._thread.submit(copied.save, self._out)
+        self.stalled += time.perf_counter() - started
+
+    def check(self) -> None:
+        """Raise what writing raised, if it did by now."""
+        if self._in_flight is not None and self._in_flight.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more. Raises: what writing raised."""
+        written, self._in_flight = self._in_flight, None
+        if written is not None:
+            written.result()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Wait for the last one. An error of it does not hide the one that ended the run."""
+        try:
+            self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"The last checkpoint was not written: {failed}")
+        finally:
+            self._thread.shutdown()
+
+
+def _on_host(value: Any, into: Any) -> Any:
+    """Return a copy on the host of tensors in dicts, lists and tuples.
+
+    into: an earlier copy, whose tensors' memory is used again where they are of the same shape.
+    """
+    if isinstance(value, Tensor):
+        if not isinstance(into, Tensor) or (into.shape, into.dtype) != (value.shape, value.dtype):
+            into = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return into.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        before = into if isinstance(into, Mapping) else {}
+        return {key: _on_host(one, before.get(key)) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        old = into if isinstance(into, list | tuple) and len(into) == len(value) else None
+        pairs = zip(value, old or [None] * len(value), strict=True)
+        return type(value)([_on_host(one, other) for one, other in pairs])
+    return value
+
+
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """Return what changed between two JSON-ready values, e.g. "config.seed: 0, now 1"."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
@@ -103,6 +191,11 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     from safetensors.torch import save
 
     return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
+
+
+def uids_hash(uids: NDArray[np.uint64]) -> str:
+    """Return the SHA-256 of a set of uids, in hex; order and repeats do not matter."""
+    return hashlib.sha256(np.unique(uids).astype("<u8").tobytes()).hexdigest()
 
 
 def data_fingerprints(directories: list[str]) -> list[str | None]:

@@ -6,37 +6,46 @@ checkpoint bit by bit: weights, losses and the order of data.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from manifests import paths, store
-from manifests.errors import UserError
+from manifests.errors import StageFailed, UserError
 from train.config import TrainConfig
 from train.data.batches import MicroBatch, batches
-from train.data.index import Index
-from train.data.plan import START, Columns, Cursor, make_plan, num_steps, plan_hash
+from train.data.index import Index, read_subset
+from train.data.plan import START, Columns, Cursor, Plan, make_plan, num_steps, plan_hash
 from train.data.samples import RowMaker
 from train.learn.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
     base_hash,
     data_fingerprints,
     read_projector,
     tensors_hash,
+    uids_hash,
     write_trained,
 )
+from train.learn.dropped import cut_dropped, remove_dropped_lines, write_dropped
+from train.learn.lines import cut_lines
+from train.learn.log import LOG, Entry, RunLog, Say
+from train.learn.measure import MeasuredSteps
 from train.learn.model import TrainedLlava
+from train.learn.preflight import look_ahead
+from train.learn.preflight_text import plain_lines
 from train.learn.ranks import Ranks, joined_ranks
-from train.learn.step import Learner, learning_rate_share
+from train.learn.step import Learner
 
-LOG = "log.jsonl"
 DONE = "done.json"
-Entry = dict[str, Any]
+INPUTS = "inputs.json"
+_ADDED_UP = ("rows", "dropped", "images", "tokens", "labels")
 
 
 def train(
@@ -45,25 +54,32 @@ def train(
     data_dirs: list[str],
     out: str,
     *,
+    subset: str | None = None,
     projector: str | None = None,
     num_workers: int = 0,
     on_step: Callable[[Entry], None] | None = None,
+    say: Say | None = None,
+    preflight: bool = True,
 ) -> TrainedLlava:
     """Train one stage and write `out`; go on where a stopped run of the same settings was.
 
     Args:
         model_dir: a local LLaVA directory that compose wrote.
         data_dirs: directories of assemble or mix stages.
-        out: folder of log.jsonl, checkpoint.pt and, at the end, trained.safetensors and done.json.
+        out: folder of log.jsonl, checkpoint.pt and, at the end, trained.safetensors,
+            dropped.parquet and done.json. All ranks read and write it.
+        subset: a parquet file or folder whose uids are trained on, see read_subset; None for all.
         projector: folder of a finished run whose projector replaces the model's.
         num_workers: processes that read and decode, for each rank.
         on_step: is called by rank 0 with each line of the log.
+        say: is called by rank 0 with lines for people, one about every ten seconds.
+        preflight: whether to look at rows and at the largest micro-batch before the first step.
 
     Under torchrun (RANK and WORLD_SIZE are set) the ranks share the work; with another number of
     them the result differs by rounding and by dropout's draws.
     Returns: the trained model.
-    Raises: UserError for a finished `out`, other settings than those it was begun with, or a step
-        without labels.
+    Raises: UserError for a finished `out`, other settings than those it was begun with, a source
+        or a step without labels, too little memory, or a loss or gradient that is no number.
     """
     if paths.exists(paths.join(out, DONE)):
         raise UserError(
@@ -71,50 +87,75 @@ def train(
             "Nothing finished is overwritten.",
             "Name another folder, or remove this one.",
         )
+    inputs = {
+        "model_dir": paths.absolute(model_dir),
+        "data_dirs": [paths.absolute(one) for one in data_dirs],
+        "subset": subset and paths.absolute(subset),
+        "projector": projector and paths.absolute(projector),
+    }
     with joined_ranks() as ranks:
         model = TrainedLlava.load(model_dir, config)
         _check_image_tokens(config, model.tokens_per_image)
         taken = _take_projector(model, projector)
         model.llava.to(ranks.device)
-        index = Index.load(data_dirs)
-        columns = index.columns()
+        index, kept = _read_index(data_dirs, subset)
+        plan = plan_hash(index.columns(), seed=config.seed, config=config.plan)
         identity = {
             "config": config.deciding(),
             "base": ranks.from_first(lambda: base_hash(model_dir)),
             "projector": taken,
-            "plan": plan_hash(columns, seed=config.seed, config=config.plan),
+            "plan": plan,
             "data": data_fingerprints(data_dirs),
+            "subset": kept,
         }
         image_id = model.llava.config.image_token_id
         make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
         learner = Learner(model, config, ranks)
-        run = _Run(config, out, identity, learner, index, columns, make_row)
-        run.restore()
-        run.go_on(num_workers, on_step)
+        run = _Run(config, out, identity, learner, index, make_row)
+        run.restore(inputs)
+        if preflight and not run.steps_done:
+            seen = look_ahead(run.plan(0), index, make_row, learner)
+            if say is not None and ranks.is_first:
+                say("\n".join(plain_lines(seen)))
+        run.go_on(num_workers, on_step, say)
         return model
 
 
 @dataclass(eq=False)
 class _Run:
-    """A run between two steps. identity: what decides its result; cursor: the step to come."""
+    """A run between two steps. identity: what decides its result; cursor: the step to come.
+
+    totals: what all steps so far add up to.
+    """
 
     config: TrainConfig
     out: str
     identity: Mapping[str, Any]
     learner: Learner
     index: Index
-    columns: Columns
     make_row: RowMaker
     cursor: Cursor = START
     steps_done: int = 0
+    totals: Counter[str] = field(default_factory=Counter)
 
     @property
     def ranks(self) -> Ranks:
         """Return the processes that share the work."""
         return self.learner.ranks
 
-    def restore(self) -> None:
-        """Take up the last checkpoint, if there is one, and cut the log to it."""
+    @cached_property
+    def columns(self) -> Columns:
+        """What plans are made from."""
+        return self.index.columns()
+
+    def plan(self, epoch: int) -> Plan:
+        """Return an epoch's plan."""
+        seed, size = self.config.seed, self.ranks.size
+        columns, config = self.columns, self.config.plan
+        return make_plan(columns, seed=seed, epoch=epoch, config=config, world_size=size)
+
+    def restore(self, inputs: Mapping[str, Any]) -> None:
+        """Take up the last checkpoint, if there is one, and cut what was written after it."""
         found = Checkpoint.load(self.out)
         if found is not None:
             found.check_same_run(self.identity, self.out)
@@ -123,77 +164,116 @@ class _Run:
                     one.copy_(found.trained[name])
             self.learner.optimizer.load_state_dict(dict(found.optimizer))
             self.cursor, self.steps_done = found.cursor, found.steps_done
+            self.totals = Counter(found.totals)
         self.ranks.wait()  # all have read before the first writes
         if self.ranks.is_first:
             store.write_json(self.out, "config.json", self.config.model_dump(mode="json"))
-            _cut_log(self.out, self.steps_done)
+            store.write_json(self.out, INPUTS, inputs)
+            cut_lines(self.out, LOG, self.steps_done)
+            cut_dropped(self.out, self.steps_done)
+        self.ranks.wait()  # and it has cut what others add to
 
-    def go_on(self, num_workers: int, on_step: Callable[[Entry], None] | None) -> None:
+    def go_on(
+        self, num_workers: int, on_step: Callable[[Entry], None] | None, say: Say | None
+    ) -> None:
         """Take all steps that are left, and write the result."""
-        total = self._num_steps()
-        for here, then, micros in self._steps(num_workers):
-            share = learning_rate_share(self.steps_done, total, self.config.warmup_share)
-            entry = {"step": self.steps_done, "epoch": here.epoch, **self._step(micros, share)}
-            self.cursor, self.steps_done = then, self.steps_done + 1
-            if self.ranks.is_first:
-                self._write(entry, on_step)
-        if self.ranks.is_first:
-            write_trained(self.out, self.learner.trained)
-            done = {"steps": self.steps_done, "identity": self.identity}
-            store.write_json(self.out, DONE, done)
-        self.ranks.wait()
+        config, epochs = self.config, range(self.config.epochs)
+        total = sum(
+            num_steps(self.columns, seed=config.seed, epoch=one, config=config.plan)
+            for one in epochs
+        )
+        steps = MeasuredSteps(config, self.learner, self.index, self.out, total)
+        with ExitStack() as opened:
+            recorder = _Recorder(self, total, on_step, say, opened) if self.ranks.is_first else None
+            for here, batch_size, read in self._steps(num_workers):
+                entry = steps.take(self.steps_done, here.epoch, batch_size, read)
+                self.cursor, self.steps_done = here._replace(step=here.step + 1), entry["step"] + 1
+                self.totals.update({name: entry[name] for name in _ADDED_UP})
+                if recorder is not None:
+                    recorder.add(entry)
+        self.ranks.from_first(self._finish)
 
-    def _num_steps(self) -> int:
-        seed, plan = self.config.seed, self.config.plan
-        epochs = range(self.config.epochs)
-        return sum(num_steps(self.columns, seed=seed, epoch=one, config=plan) for one in epochs)
-
-    def _steps(self, num_workers: int) -> Iterator[tuple[Cursor, Cursor, Iterator[MicroBatch]]]:
-        """Yield each step's cursor, the next one and this rank's micro-batches, read on demand."""
+    def _steps(self, num_workers: int) -> Iterator[tuple[Cursor, int, Iterator[MicroBatch]]]:
+        """Yield each step's cursor, its number of samples and this rank's micro-batches to come."""
         start = self.cursor
         for epoch in range(start.epoch, self.config.epochs):
-            plan = make_plan(
-                self.columns,
-                seed=self.config.seed,
-                epoch=epoch,
-                config=self.config.plan,
-                world_size=self.ranks.size,
-            )
+            plan, rank = self.plan(epoch), self.ranks.rank
             first = start.step if epoch == start.epoch else 0
-            rank = self.ranks.rank
             read = batches(plan, rank, self.index, self.make_row, num_workers, start=first)
             for step in range(first, plan.num_steps):
-                yield Cursor(epoch, step), Cursor(epoch, step + 1), _until_last(read)
+                yield Cursor(epoch, step), len(plan.batch(step)), read
 
-    def _step(self, micros: Iterator[MicroBatch], share: float) -> Entry:
-        """Learn from a global batch; return what the log says of it."""
-        started = time.perf_counter()
-        torch.manual_seed(_step_seed(self.config.seed, self.steps_done, self.ranks.rank))
-        sources = self.columns.sources
-        tally = self.learner.step(micros, self.columns.source, len(sources))
-        if not tally.num_labels:
-            raise UserError(
-                f"Step {self.steps_done} has no label to learn.",
-                f"{tally.counts['dropped']} of its rows were dropped: {dict(tally.reasons)}.",
-                "Look at the data with the template that the run uses.",
+    def _finish(self) -> None:
+        """Write what was trained and what was not. Raises: StageFailed when a row is neither."""
+        write_trained(self.out, self.learner.trained)
+        num_dropped = write_dropped(self.out)
+        counts = {name: self.totals[name] for name in _ADDED_UP}
+        if num_dropped != counts["dropped"]:
+            raise StageFailed(
+                f"{counts['dropped']} rows were dropped, and {self.out} tells of {num_dropped}."
             )
-        norms = self.learner.update(share)
-        measured = tally.measured(sources, time.perf_counter() - started)
-        return {"lr": self.learner.rates(), "grad_norm": norms, **measured}
+        done = {"steps": self.steps_done, **counts, "identity": self.identity}
+        store.write_json(self.out, DONE, done)
+        remove_dropped_lines(self.out)
 
-    def _write(self, entry: Entry, on_step: Callable[[Entry], None] | None) -> None:
+
+class _Recorder:
+    """What rank 0 keeps of the steps: log and checkpoints. Both end with `opened`."""
+
+    def __init__(
+        self,
+        run: _Run,
+        total: int,
+        on_step: Callable[[Entry], None] | None,
+        say: Say | None,
+        opened: ExitStack,
+    ) -> None:
+        self._run = run
+        self._on_step = on_step
+        self._log = opened.enter_context(RunLog(run.out, total, steps_done=run.steps_done, say=say))
+        self._checkpoints = opened.enter_context(CheckpointWriter(run.out))
+        self._saved_at = time.monotonic()
+        self._stalled = 0.0
+
+    def add(self, entry: Entry) -> None:
         """Write a step's line, and a checkpoint where one is due."""
-        store.append_line(paths.join(self.out, LOG), json.dumps(entry))
-        if self.steps_done % self.config.checkpoint_every_steps == 0:
-            Checkpoint(
-                identity=self.identity,
-                cursor=self.cursor,
-                steps_done=self.steps_done,
-                trained=self.learner.trained,
-                optimizer=self.learner.optimizer.state_dict(),
-            ).save(self.out)
-        if on_step is not None:
-            on_step(entry)
+        stalled = self._checkpoints.stalled
+        entry["checkpoint_seconds"] = stalled - self._stalled
+        self._stalled = stalled
+        self._log.add(entry)
+        self._checkpoints.check()
+        if self._is_due():
+            self._log.flush()
+            self._checkpoints.put(self._checkpoint())
+            self._saved_at = time.monotonic()
+        if self._on_step is not None:
+            self._on_step(entry)
+
+    def _is_due(self) -> bool:
+        config = self._run.config
+        seconds = config.checkpoint_every_seconds
+        is_late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        return is_late or self._run.steps_done % config.checkpoint_every_steps == 0
+
+    def _checkpoint(self) -> Checkpoint:
+        run = self._run
+        return Checkpoint(
+            identity=run.identity,
+            cursor=run.cursor,
+            steps_done=run.steps_done,
+            trained=run.learner.trained,
+            optimizer=run.learner.optimizer.state_dict(),
+            totals=run.totals,
+        )
+
+
+def _read_index(data_dirs: list[str], subset: str | None) -> tuple[Index, str | None]:
+    """Return the index of what is trained on, and the subset's SHA-256, in hex."""
+    index = Index.load(data_dirs)
+    if subset is None:
+        return index, None
+    uids = read_subset(subset)
+    return index.subset(uids), uids_hash(uids)
 
 
 def _check_image_tokens(config: TrainConfig, tokens_per_image: int) -> None:
@@ -219,23 +299,3 @@ def _take_projector(model: TrainedLlava, folder: str | None) -> str | None:
             "Take one that was trained between the same tower and language model.",
         ) from error
     return tensors_hash(tensors)
-
-
-def _until_last(read: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """Yield a step's micro-batches."""
-    for micro in read:
-        yield micro
-        if micro.is_last:
-            return
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    digest = hashlib.sha256(json.dumps([seed, "step", step, rank]).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _cut_log(out: str, steps_done: int) -> None:
-    """Leave only the lines of these first steps: those after the checkpoint come again."""
-    path = paths.join(out, LOG)
-    lines = store.read_bytes(path).splitlines(keepends=True) if paths.exists(path) else []
-    store.write(out, LOG, b"".join(lines[:steps_done]))
