@@ -61,7 +61,7 @@ def read_tensors(directory: Path) -> list[LazyTensor]:
 
     Raises: UserError when there is no safetensors file, or a shard that the index names is missing.
     """
-    tensors = [one for path in _weight_files(directory) for one in _headers(path)]
+    tensors = [one for path in _weight_files(directory) for one in file_tensors(path)]
     return sorted(tensors, key=lambda one: one.name)
 
 
@@ -80,7 +80,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _headers(path: Path) -> Iterator[LazyTensor]:
+def file_tensors(path: Path) -> Iterator[LazyTensor]:
+    """Yield the tensors of one safetensors file. Raises: UserError for quantised ones."""
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - a file of tensors is not iterable
             header = file.get_slice(name)
