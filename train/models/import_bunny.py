@@ -346,7 +346,10 @@ def _check_complete(source: Path, values: dict[str, Any], tensors: list[LazyTens
     config = LlavaConfig.from_dict(json.loads(json.dumps(values)))
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
-    expected = {checkpoint_keys.plain_key(name): tuple(one.shape) for name, one in model.state_dict().items()}
+    expected = {
+        checkpoint_keys.plain_key(name): tuple(one.shape)
+        for name, one in model.state_dict().items()
+    }
     if values["tie_word_embeddings"]:
         expected.pop("lm_head.weight")
     found = {checkpoint_keys.plain_key(one.name): one.shape for one in tensors}

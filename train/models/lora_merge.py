@@ -69,7 +69,7 @@ def rounded_once(
 
     Raises: UserError for values that `dtype` cannot hold.
     """
-    rounded = _held(name, exact, dtype)
+    rounded = held_in(name, exact, dtype)
     size = float(change.norm())
     noise[name] = float((rounded.float() - exact).norm()) / size if size else 0.0
     return rounded
@@ -83,10 +83,11 @@ def cast_once(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     if dtype == weight.dtype or not weight.dtype.is_floating_point:
         return weight
     read = weight.read
-    return LazyTensor(weight.name, weight.shape, dtype, lambda: _held(weight.name, read(), dtype))
+    return LazyTensor(weight.name, weight.shape, dtype, lambda: held_in(weight.name, read(), dtype))
 
 
-def _held(name: str, exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def held_in(name: str, exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return values in a dtype. Raises: UserError when it cannot hold them."""
     rounded = exact.to(dtype)
     if not torch.isfinite(rounded).all():
         raise UserError(
