@@ -25,9 +25,6 @@ from train.models.export import Exported, export
 from train.models.same_logits import check_same_logits, expected_logits
 from train.models.tensor_files import read_tensors
 
-# PEFT asks for it by its old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 
 class World(NamedTuple):
     """A base, its data, a pretraining, and the finetuning that began with its projector."""
@@ -124,6 +121,8 @@ def test_names_are_the_published_ones_and_only_the_trained_weights_differ(
     assert changed == {published_key(one) for one in trained}
 
 
+# PEFT asks for it by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_answers_of_adapter_and_merged_model_are_the_same(world: World, whole: Exported) -> None:
     from peft import PeftModel  # after small_llava has made torchvision importable
 

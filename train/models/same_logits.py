@@ -8,6 +8,7 @@ rounding costs. The two models are in memory one after the other.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,7 @@ def expected_logits(
     if unknown:
         raise UserError(f"The base model has no {', '.join(unknown)}.", "They were trained.")
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = _adapted(model, adapter)
     exact = _logits(model)
     if adapter is not None:
         model = model.merge_and_unload()
@@ -106,6 +105,15 @@ def check_same_logits(path: Path, config: Any, expected: Expected) -> LogitsChec
         )
     same = float((found.argmax(-1) == exact.argmax(-1)).float().mean())
     return LogitsCheck(largest, float((found - exact).abs().max()), rounding, same)
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft asks by a name that transformers is about to drop
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return PeftModel.from_pretrained(model, str(adapter))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ hold exactly its bytes: those of equal size are read and compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from train.models.finished_run import INPUTS, FinishedRun
 from train.models.provenance import TRAINING, runs_in, unknown_parts
 
 _MAX_UID = 2**64
+_UID = re.compile("0|[1-9][0-9]{0,19}")  # shards number keys with zeros in front: 000000016
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _rows_named(index: Index, name: str) -> Ints:
     found = [
         np.flatnonzero(pc.equal(index.key, pa.scalar(name, pa.large_string())).to_numpy(False))
     ]
-    if name.isdecimal() and int(name) < _MAX_UID:
+    if _UID.fullmatch(name) and int(name) < _MAX_UID:
         found.append(np.flatnonzero(index.uid == np.uint64(int(name))))
     if Path(name).is_file():
         found.append(_rows_with_image(index, Path(name).read_bytes()))
