@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from small_runs import lost, tiny_config, tiny_llava, tiny_mix, told_run, train_
 from manifests.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Index
-from train.data.plan import walk
+from train.data.plan import Columns, plan_hash, walk
 from train.models.export import export
 from train.models.trained_on import Finding, trained_on
 
@@ -33,18 +34,25 @@ def index(data: str) -> Index:
     return Index.load([data])
 
 
-def truth(index: Index, config: TrainConfig) -> dict[str, list[tuple[int, int]]]:
-    """Return key -> (epoch, step) of each draw, as the trainer itself walks its plan."""
+def truth(
+    index: Index,
+    config: TrainConfig,
+    columns: Columns | None = None,
+    rows: np.ndarray | None = None,
+) -> dict[str, list[tuple[int, int]]]:
+    """Return key -> (epoch, step) of each draw, as the trainer itself walks its plan.
+
+    columns: what is planned by, of only these rows of the index.
+    """
     found: dict[str, list[tuple[int, int]]] = {}
+    rows = np.arange(len(index)) if rows is None else rows
     steps = walk(
-        index.columns(),
-        seed=config.seed,
-        config=config.plan,
-        world_size=1,
-        num_epochs=config.epochs,
+        columns or index.columns(),
+        **{"seed": config.seed, "config": config.plan},
+        **{"world_size": 1, "num_epochs": config.epochs},
     )
     for step, (plan, cursor) in enumerate(steps):
-        for row in plan.batch(cursor.step):
+        for row in rows[plan.batch(cursor.step)]:
             found.setdefault(key_of(index, int(row)), []).append((cursor.epoch, step))
     return found
 
@@ -114,6 +122,35 @@ def test_dropped_and_refused_rows_were_not_trained_on(
         why = "" if reason is None else f"dropped: {reason}"
         assert (found.why, found.trained, found.warnings) == (why, not why, ())
         assert list(found.draws) == ([] if why else expected[found.key])
+
+
+def test_a_plan_by_measured_lengths_is_made_again_by_them(
+    data: str, index: Index, tmp_path: Path
+) -> None:
+    config = tiny_config("adapter", {"global_batch_size": 5}, **EPOCHS)
+    subset = write_subset(tmp_path / "subset.parquet", np.unique(index.uid)[1:])
+    run = told_run(tmp_path / "run", config, [data], subset=subset)
+    chosen = index.subset(np.unique(index.uid)[1:])
+    reasons = [None if row != 4 else "first_round_too_long" for row in range(len(chosen))]
+    kept = np.delete(np.arange(len(chosen)), 4)
+    tokens = np.arange(9, 9 + len(chosen))
+    columns = chosen.columns()
+    names = ("identity", "num_images", "source")
+    rest = {name: getattr(columns, name)[kept] for name in names} | {"tokens": tokens[kept]}
+    measured = replace(columns, **rest)
+    done = json.loads((tmp_path / "run" / "done.json").read_text())
+    done["identity"]["plan"] = plan_hash(measured, seed=config.seed, config=config.plan)
+    expected = truth(chosen, config, measured, kept)
+    done["steps"] = 1 + max(step for draws in expected.values() for _, step in draws)
+    (tmp_path / "run" / "done.json").write_text(json.dumps(done))
+    assert the_one(run, key_of(chosen, 0)).warnings
+    table = {"tokens": tokens, "num_images": columns.num_images, "reason": reasons}
+    pq.write_table(pa.table(table), tmp_path / "run" / "lengths-0123.parquet")
+    for row in range(len(chosen)):
+        found = the_one(run, key_of(chosen, row))
+        assert found.warnings == ()
+        assert list(found.draws) == expected.get(found.key, [])
+        assert found.why == ("" if row != 4 else "dropped: first_round_too_long")
 
 
 def test_rows_that_were_never_drawn_are_told_why(data: str, index: Index, tmp_path: Path) -> None:

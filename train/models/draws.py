@@ -7,6 +7,7 @@ so no shard is read and no text tokenized.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manifests import paths
+from manifests import paths, store
 from manifests.errors import UserError
 from train.data.index import Index, read_subset
 from train.data.plan import Columns, Ints, num_steps, order, plan_hash
@@ -23,6 +24,7 @@ from train.learn.checkpoint import data_fingerprints
 from train.models.finished_run import FinishedRun
 
 _BEFORE_PLANNING = -1
+_LENGTHS = "lengths-"  # what begins the name of train.data.lengths' tables
 
 
 class Draw(NamedTuple):
@@ -34,16 +36,14 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A run's data. index: all rows of its directories. is_chosen, is_planned: bool [n].
+    """A run's data. index: all rows of its directories; is_chosen: bool [n], those of its subset.
 
-    Chosen are the rows of its subset; planned, those of them that were not refused beforehand.
-    rows, steps: int64 [m], every draw of the run in order. epochs: int64 [m]. warnings: sentences.
+    rows, epochs, steps: int64 [m], every draw of the run in order. warnings: sentences.
     """
 
     run: FinishedRun
     index: Index
     is_chosen: NDArray[np.bool_]
-    is_planned: NDArray[np.bool_]
     reasons: dict[int, str]
     """Of each row that was dropped, why."""
     rows: Ints
@@ -60,13 +60,11 @@ class Draws:
         if run.subset is not None:
             is_chosen = np.isin(index.uid, read_subset(run.subset))
         dropped = run.dropped()
-        reasons = _rows_dropped(index, dropped)
-        refused = _rows_dropped(index, dropped and _before_planning(dropped))
-        is_planned = is_chosen.copy()
-        is_planned[list(refused)] = False
-        drawn = _drawn(run, index.columns(), np.flatnonzero(is_planned))
-        warnings = _doubts(run, index, np.flatnonzero(is_planned), drawn[2], dropped)
-        return cls(run, index, is_chosen, is_planned, reasons, *drawn, warnings)
+        planned = _planned(run, index, np.flatnonzero(is_chosen), dropped)
+        drawn = _drawn(run, planned)
+        warnings = _doubts(run, planned, drawn[2], dropped)
+        reasons = planned.refused | _rows_dropped(index, dropped)
+        return cls(run, index, is_chosen, reasons, *drawn, warnings)
 
     def of_row(self, row: int) -> list[Draw]:
         """Return when a row was drawn, also if it was dropped then."""
@@ -133,36 +131,85 @@ def _rows_dropped(index: Index, dropped: pa.Table | None) -> dict[int, str]:
     return found
 
 
-def _taken(columns: Columns, rows: Ints) -> Columns:
-    arrays = {n: getattr(columns, n)[rows] for n in ("identity", "tokens", "num_images", "source")}
-    return replace(columns, **arrays)
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """Rows that were planned: int64 [k], of the index, and their columns; refused: row -> why."""
+
+    rows: Ints
+    columns: Columns
+    refused: dict[int, str]
+
+    @classmethod
+    def without(cls, refused: dict[int, str], rows: Ints, columns: Columns) -> _Planned:
+        """Return all rows but some. columns: of all rows of the index."""
+        kept = np.setdiff1d(rows, list(refused))
+        names = ("identity", "tokens", "num_images", "source")
+        taken = {name: getattr(columns, name)[kept] for name in names}
+        return cls(kept, replace(columns, **taken), refused)
+
+    def hash_for(self, run: FinishedRun) -> str:
+        """Return the hash of the plan that a run makes of these rows."""
+        return plan_hash(self.columns, seed=run.config.seed, config=run.config.plan)
 
 
-def _drawn(run: FinishedRun, columns: Columns, rows: Ints) -> tuple[Ints, Ints, Ints]:
+def _planned(run: FinishedRun, index: Index, chosen: Ints, dropped: pa.Table | None) -> _Planned:
+    """Return what a run planned by: lengths that it measured and kept, or curation's estimates.
+
+    Told by the plan's hash; if it is none of them, the likeliest.
+    """
+    refused = _rows_dropped(index, dropped and _before_planning(dropped))
+    found = [
+        *_measured(run, index, chosen),
+        _Planned.without(refused, chosen, index.columns()),
+    ]
+    return next((one for one in found if one.hash_for(run) == run.identity["plan"]), found[0])
+
+
+def _measured(run: FinishedRun, index: Index, chosen: Ints) -> Iterator[_Planned]:
+    """Yield the rows by each table of lengths in a run's folder: tokens, num_images, reason."""
+    for name in paths.list_names(run.path, ".parquet"):
+        if not name.startswith(_LENGTHS):
+            continue
+        table = store.read_table(paths.join(run.path, name))
+        if len(table) == len(chosen):
+            reasons = zip(chosen.tolist(), table.column("reason").to_pylist(), strict=True)
+            refused = {row: reason for row, reason in reasons if reason is not None}
+            columns = _with_lengths(index.columns(), chosen, table)
+            yield _Planned.without(refused, chosen, columns)
+
+
+def _with_lengths(columns: Columns, rows: Ints, table: pa.Table) -> Columns:
+    """Return the columns of an index with some rows' measured lengths."""
+    measured = {}
+    for name in ("tokens", "num_images"):
+        measured[name] = getattr(columns, name).astype(np.int64)
+        measured[name][rows] = table.column(name).to_numpy()
+    return replace(columns, **measured)
+
+
+def _drawn(run: FinishedRun, planned: _Planned) -> tuple[Ints, Ints, Ints]:
     """Return all draws in order: rows of the index, epochs and steps, int64 [m] each."""
-    planned, plan = _taken(columns, rows), run.config.plan
+    columns, plan = planned.columns, run.config.plan
     found: list[tuple[Ints, Ints, Ints]] = []
     before = 0
     for epoch in range(run.config.epochs):
         seed = run.config.seed
-        steps = num_steps(planned, seed=seed, epoch=epoch, config=plan)
-        drawn = order(planned, seed=seed, epoch=epoch, config=plan)
+        steps = num_steps(columns, seed=seed, epoch=epoch, config=plan)
+        drawn = order(columns, seed=seed, epoch=epoch, config=plan)
         drawn = drawn[: steps * plan.global_batch_size]
         step = before + np.arange(len(drawn)) // plan.global_batch_size
-        found.append((rows[drawn], np.full(len(drawn), epoch), step))
+        found.append((planned.rows[drawn], np.full(len(drawn), epoch), step))
         before += steps
     joined = [np.concatenate(column) for column in zip(*found, strict=True)]
     return joined[0], joined[1], joined[2]
 
 
 def _doubts(
-    run: FinishedRun, index: Index, rows: Ints, steps: Ints, dropped: pa.Table | None
+    run: FinishedRun, planned: _Planned, steps: Ints, dropped: pa.Table | None
 ) -> tuple[str, ...]:
     """Return sentences on what speaks against the plan that was made again."""
     doubts = []
-    columns = _taken(index.columns(), rows)
-    hashed = plan_hash(columns, seed=run.config.seed, config=run.config.plan)
-    if hashed != run.identity["plan"]:
+    if planned.hash_for(run) != run.identity["plan"]:
         doubts.append("the plan made again has another hash than the run's: draws may be wrong")
     if int(steps[-1]) + 1 != run.steps:
         doubts.append(f"the run took {run.steps} steps, and the plan has {int(steps[-1]) + 1}")
