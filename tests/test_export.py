@@ -181,7 +181,10 @@ def test_noise_is_what_rounding_did_by_what_training_did(world: World, tmp_path:
 def test_a_pretrained_projector_is_exported_without_an_adapter(
     world: World, tmp_path: Path
 ) -> None:
-    made = export(str(world.pretrain), str(tmp_path / "out"), dtype="keep")
+    names = ["google/siglip", "Qwen/Qwen2"]
+    made = export(str(world.pretrain), str(tmp_path / "out"), dtype="keep", base_models=names)
+    front = Path(made.path, "README.md").read_text().split("---")[1]
+    assert front.endswith("base_model:\n- google/siglip\n- Qwen/Qwen2\n")
     assert made.adapter is None
     assert not (tmp_path / "out" / "adapter").exists()
     before, after = tensors_of(world.base), tensors_of(made.path)
@@ -253,11 +256,11 @@ def test_what_float16_cannot_hold_is_named_and_nothing_is_finished(
 def test_the_check_meets_wrong_and_missing_weights(
     world: World, whole: Exported, tmp_path: Path
 ) -> None:
-    trained = load_file(world.finetune / TRAINED)
-    projector = {name: one for name, one in trained.items() if ".lora_" not in name}
     tensors = tensors_of(whole.path)
     dtypes = {name: one.dtype for name, one in tensors.items()}
-    expected = expected_logits(world.base, projector, Path(str(whole.adapter)), dtypes)
+    expected = expected_logits(
+        world.base, world.finetune / TRAINED, Path(str(whole.adapter)), dtypes
+    )
     config = loaded(whole.path).config
     name = "language_model.model.layers.0.mlp.down_proj.weight"
     tensors[name] = tensors_of(world.base)[name]  # its adapter was forgotten

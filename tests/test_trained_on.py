@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -272,20 +273,24 @@ def test_an_average_answers_for_its_parts_and_names_the_silent_one(
 ) -> None:
     runs = {
         name: told_run(tmp_path / name, tiny_config("adapter", seed=seed), [data])
-        for seed, name in enumerate("ab")
+        for seed, name in enumerate("abc")
     }
     told = [
         {**json.loads(Path(runs[one], "done.json").read_text()), "directory": runs[one]}
         for one in runs
     ]
-    for one in told:
-        one["config"] = json.loads(Path(one["directory"], "config.json").read_text())
-        one["inputs"] = json.loads(Path(one["directory"], "inputs.json").read_text())
+    for run in told:
+        run["config"] = json.loads(Path(run["directory"], "config.json").read_text())
+        run["inputs"] = json.loads(Path(run["directory"], "inputs.json").read_text())
+    silent = {"directory": "/models/silent", "training": None}
+    one, two, three = told
+    base: Any = {"training": {"runs": [two]}}  # the third was trained on a model that was exported
     parts = [
-        {"directory": f"/models/{at}", "training": {"runs": [one]}} for at, one in enumerate(told)
+        {"directory": "/models/1", "training": {"runs": [one]}},
+        {"directory": "/models/2", "training": {"runs": [three, one], "base": base}},
+        silent,
     ]
-    parts += [parts[0], {"directory": "/models/silent", "training": None}]
     (tmp_path / "training.json").write_text(json.dumps({"parts": parts}))
     found = trained_on(str(tmp_path), key_of(index, 4))
     assert [one.run_dir for one in found] == [*runs.values(), "/models/silent"]
-    assert [one.trained for one in found] == [True, True, None]
+    assert [one.trained for one in found] == [True, True, True, None]

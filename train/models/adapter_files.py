@@ -6,7 +6,7 @@ projector is a file of its own, to be loaded into the base first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from train.learn.model import adapter_config
 from train.models.checkpoint_keys import PROJECTOR
 from train.models.finished_run import FinishedRun
 from train.models.lora_merge import ADAPTER_CONFIG
-from train.models.trained_tensors import LORA_A, LORA_B
+from train.models.tensor_files import LazyTensor, file_tensors, write_file
+from train.models.trained_tensors import is_lora
 
 ADAPTER = "adapter_model.safetensors"
 PROJECTOR_FILE = "projector.safetensors"
@@ -51,40 +52,31 @@ Otherwise serve the merged model.
 """
 
 
-def write_adapter(
-    out: Path, run: FinishedRun, trained: Mapping[str, torch.Tensor], base: str, config: Any
-) -> None:
+def write_adapter(out: Path, run: FinishedRun, base: str, config: Any) -> None:
     """Write a directory that peft and vLLM load.
 
     Args:
-        trained: all tensors of the run, float32, by their names in the model.
         base: directory of the model that was trained.
         config: LlavaConfig of it.
     """
-    folder, rest = str(out), {n: one for n, one in trained.items() if not _is_lora(n)}
-    factors = {
-        f"base_model.model.{name.replace('.default.weight', '.weight')}": one
-        for name, one in trained.items()
-        if _is_lora(name)
-    }
-    projector = {name: one for name, one in rest.items() if f".{PROJECTOR}." in name}
-    whole = {name: one for name, one in rest.items() if name not in projector}
+    folder = str(out)
+    trained = list(file_tensors(Path(run.trained)))
+    factors = [_renamed(one) for one in trained if is_lora(one.name)]
+    projector = [one for one in trained if f".{PROJECTOR}." in one.name]
+    rest = (one for one in trained if not is_lora(one.name))
+    whole = [one for one in rest if one not in projector]
     files = {ADAPTER: factors, PROJECTOR_FILE: projector} | ({WHOLE_FILE: whole} if whole else {})
     for name, tensors in files.items():
-        _write(folder, name, tensors)
+        write_file(out / name, tensors)
     store.write_json(folder, "base.json", {"directory": base, "hash": run.identity["base"]})
     store.write(folder, "README.md", _readme(base, bool(whole)).encode())
     store.write_json(folder, ADAPTER_CONFIG, _settings(run, base, config))
 
 
-def _is_lora(name: str) -> bool:
-    return name.endswith((LORA_A, LORA_B))
-
-
-def _write(folder: str, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    from safetensors.torch import save
-
-    store.write(folder, name, save(dict(tensors), metadata={"format": "pt"}))
+def _renamed(factor: LazyTensor) -> LazyTensor:
+    """Return a factor by the name that peft gives it in a file."""
+    name = factor.name.replace(".default.weight", ".weight")
+    return replace(factor, name=f"base_model.model.{name}")
 
 
 def _readme(base: str, has_more: bool) -> str:

@@ -121,12 +121,12 @@ def _rows_dropped(index: Index, dropped: pa.Table | None) -> dict[int, str]:
     found: dict[int, str] = {}
     if not dropped:
         return found
-    directory = np.array(index.directory, object)[index.shard]
     for told in set(dropped.column("directory").to_pylist()):
         of, name = dropped.filter(pc.equal(dropped.column("directory"), told)), paths.absolute(told)
         uids = of.column("uid").to_numpy()
         reasons = dict(zip(uids.tolist(), of.column("reason").to_pylist(), strict=True))
-        rows = np.flatnonzero((directory == name) & np.isin(index.uid, uids))
+        is_there = np.array([paths.absolute(one) == name for one in index.directory], np.bool_)
+        rows = np.flatnonzero(is_there[index.shard] & np.isin(index.uid, uids))
         found |= {int(row): reasons[int(index.uid[row])] for row in rows}
     return found
 

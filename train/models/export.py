@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def export(
     base: str | None = None,
     dtype: str = "float16",
     shard_bytes: int = SHARD_BYTES,
+    base_models: Sequence[str] = (),
 ) -> Exported:
     """Write `out`, a stock LLaVA directory with what a run trained, and its adapter beside it.
 
@@ -77,6 +78,7 @@ def export(
         dtype: of all weights: float16, in which Bunny serves, bfloat16, float32, or keep: each
             tensor as in the base. bfloat16 drowns much of a small change: see noise.json.
         shard_bytes: most bytes in one safetensors file.
+        base_models: hub names of tower and language model, for the model card.
 
     Raises: UserError for an unfinished run, another base model, values that float16 cannot hold, a
         finished `out`, and a written model whose logits are not the trained one's.
@@ -100,7 +102,7 @@ def export(
     store.write_json(str(path), NOISE, {"dtype": dtype, "rounding_by_change": dict(worst)})
     folder = None if adapter is None else str(adapter)
     made = Exported(str(path), dtype, folder, dict(worst[:_NUM_WORST]), check)
-    _write_provenance(made, run, model_dir)
+    _write_provenance(made, run, model_dir, base_models)
     store.write_json(str(path), "config.json", values)
     return made
 
@@ -149,21 +151,19 @@ def _checked(
     tensors: list[LazyTensor],
 ) -> LogitsCheck:
     """Write the adapter, and compare the model that it makes with the merged one."""
-    from safetensors.torch import load_file
     from transformers import LlavaConfig
 
-    trained = load_file(run.trained)
     if adapter is not None:
-        config = LlavaConfig.from_pretrained(model_dir)
-        write_adapter(adapter, run, trained, model_dir, config)
-    whole = {name: one for name, one in trained.items() if ".lora_" not in name}
+        write_adapter(adapter, run, model_dir, LlavaConfig.from_pretrained(model_dir))
     dtypes = {one.name: one.dtype for one in tensors}
-    expected = expected_logits(model_dir, whole, adapter, dtypes)
+    expected = expected_logits(model_dir, Path(run.trained), adapter, dtypes)
     return check_same_logits(path, LlavaConfig.from_dict(json.loads(json.dumps(values))), expected)
 
 
-def _write_provenance(made: Exported, run: FinishedRun, model_dir: str) -> None:
-    training = provenance.of_export(run, model_dir, made.dtype)
+def _write_provenance(
+    made: Exported, run: FinishedRun, model_dir: str, base_models: Sequence[str]
+) -> None:
+    training = provenance.of_export(run, model_dir, made.dtype, base_models)
     told = {"noise": made.noise, "logits": asdict(made.check)}
     store.write_json(made.path, provenance.TRAINING, training | told)
     text = model_card.card(Path(made.path).name, training, _facts(made))

@@ -69,12 +69,12 @@ def _bases(training: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_run(run: Mapping[str, Any]) -> str:
     config, inputs, identity = run["config"], run["inputs"], run["identity"]
+    size, epochs, seed = config["plan"]["global_batch_size"], config["epochs"], config["seed"]
     lines = [
         f"## {run['role']}\n",
         f"Stage `{config['stage']}`, template `{config['template']}`, {run['steps']} steps of "
-        f"{config['plan']['global_batch_size']}, {config['epochs']} epochs, seed {config['seed']}; "
-        f"last loss {_loss(run)}. {run['rows']} rows and {run['images']} images were learned from, "
-        f"{run['dropped']} dropped{_reasons(run)}.\n",
+        f"{size}, epochs: {epochs}, seed: {seed}, last loss: {_loss(run)}. {run['rows']} rows and "
+        f"{run['images']} images were learned from, {run['dropped']} dropped{_reasons(run)}.\n",
         f"Base `{identity['base'][:16]}`, plan `{identity['plan'][:16]}`; data:\n",
         *(
             f"- `{directory}`, fingerprint `{fingerprint}`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,9 +18,12 @@ VERSION = 1
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def of_export(run: FinishedRun, base: str, dtype: str) -> dict[str, Any]:
+def of_export(
+    run: FinishedRun, base: str, dtype: str, base_models: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the provenance of a run's model, JSON-ready.
 
+    base_models: hub names of tower and language model; () where only configs may tell them.
     runs: those whose projectors were built on, first to last. base: with its own provenance where
     it was exported before.
     """
@@ -32,7 +35,7 @@ def of_export(run: FinishedRun, base: str, dtype: str) -> dict[str, Any]:
         "base": {
             "directory": base,
             "hash": run.identity["base"],
-            "models": _models_of(base),
+            "models": list(base_models) or _models_of(base),
             "training": store.read_json(paths.join(base, TRAINING)),
         },
         "versions": _versions(),
@@ -68,10 +71,9 @@ def runs_in(training: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 def unknown_parts(training: Mapping[str, Any]) -> list[str]:
     """Return the directories of averaged models that do not tell what made them."""
     parts = training.get("parts", [])
+    inner = [one["training"] for one in parts] + [training.get("base", {}).get("training")]
     found = [one["directory"] for one in parts if one["training"] is None]
-    return found + [
-        name for one in parts if one["training"] for name in unknown_parts(one["training"])
-    ]
+    return found + [name for one in inner if one is not None for name in unknown_parts(one)]
 
 
 def _all_runs(training: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

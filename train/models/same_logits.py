@@ -19,6 +19,8 @@ import torch
 from manifests.errors import UserError
 from train.models.checkpoint_keys import plain_key
 from train.models.same_text import load_complete
+from train.models.tensor_files import file_tensors
+from train.models.trained_tensors import is_lora
 
 RELATIVE = 1e-4
 """Allowed difference in float32, as a part of the largest logit: sums in another order."""
@@ -53,7 +55,7 @@ class Expected:
 @torch.no_grad()
 def expected_logits(
     base: str,
-    whole: Mapping[str, torch.Tensor],
+    trained: Path,
     adapter: Path | None,
     dtypes: Mapping[str, torch.dtype],
 ) -> Expected:
@@ -61,16 +63,18 @@ def expected_logits(
 
     Args:
         base: directory of a LLaVA model.
-        whole: tensors that were trained as a whole, by their names in the model.
-        adapter: a peft directory, or None.
+        trained: safetensors file of what was trained, by its names in the model; the factors in it
+            are not read.
+        adapter: a peft directory of them, or None.
         dtypes: of all written tensors, by any of their names.
     """
     from transformers import LlavaForConditionalGeneration
 
     model: Any = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    unknown = model.load_state_dict(dict(whole), strict=False).unexpected_keys
-    if unknown:
-        raise UserError(f"The base model has no {', '.join(unknown)}.", "They were trained.")
+    named = dict(model.named_parameters())
+    for one in file_tensors(trained):
+        if not is_lora(one.name):
+            named[one.name].copy_(one.read())  # one at a time in memory
     if adapter is not None:
         model = _adapted(model, adapter)
     exact = _logits(model)

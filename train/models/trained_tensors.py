@@ -18,7 +18,12 @@ from train.models.finished_run import FinishedRun
 from train.models.lora_merge import Adapter, rounded_once
 from train.models.tensor_files import LazyTensor, file_tensors
 
-LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
+_LORA_A, _LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def is_lora(name: str) -> bool:
+    """Tell whether a trained tensor is a factor of an adapter, by its name in the model."""
+    return name.endswith((_LORA_A, _LORA_B))
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class TrainedTensors:
         tensors = {one.name: one for one in file_tensors(Path(run.trained))}
         lora, noise = run.config.lora, dict[str, float]()
         factors = {}
-        for name in [name for name in tensors if name.endswith(LORA_A)]:
-            stem = name.removesuffix(LORA_A)
-            pair = (tensors.pop(name), tensors.pop(stem + LORA_B))
+        for name in [name for name in tensors if name.endswith(_LORA_A)]:
+            stem = name.removesuffix(_LORA_A)
+            pair = (tensors.pop(name), tensors.pop(stem + _LORA_B))
             factors[published_key(f"{stem}.weight")] = pair
         whole = {published_key(one.name): one for one in tensors.values()}
         return cls(Adapter(lora.alpha / lora.rank, factors, noise), whole, noise)
