@@ -299,9 +299,13 @@ def test_the_model_tells_what_it_was_made_of(world: World, whole: Exported) -> N
     assert (finetune["steps"], finetune["final_loss"]) == (len(log), log[-1]["loss"])
     assert finetune["doubts"] == []
     counted = finetune["sources"].values()
-    assert sum(one["drawn"] for one in counted) == len(Index.load([world.data]))
-    assert sum(one["dropped"] for one in counted) == finetune["dropped"] > 0
-    assert finetune["dropped"] == sum(finetune["dropped_reasons"].values())
+    drawn, dropped, refused = (
+        sum(one[name] for one in counted) for name in ("drawn", "dropped", "refused")
+    )
+    assert drawn + refused == len(Index.load([world.data]))
+    assert dropped == finetune["dropped"] == sum(finetune["dropped_reasons"].values())
+    assert dropped + refused == 1  # one is too long
+    assert finetune["rows"] == drawn - dropped
     assert {"warren", "torch", "transformers", "peft"} <= told["versions"].keys()
     assert told["base"]["hash"] == done["identity"]["base"]
 

@@ -45,7 +45,9 @@ class Draws:
     index: Index
     is_chosen: NDArray[np.bool_]
     reasons: dict[int, str]
-    """Of each row that was dropped, why."""
+    """Of each row that was dropped, why; also of those refused before planning."""
+    refused: dict[int, str]
+    """Of each row that was refused before planning, and so never drawn, why."""
     rows: Ints
     epochs: Ints
     steps: Ints
@@ -64,7 +66,7 @@ class Draws:
         drawn = _drawn(run, planned)
         warnings = _doubts(run, planned, drawn[2], dropped)
         reasons = planned.refused | _rows_dropped(index, dropped)
-        return cls(run, index, is_chosen, reasons, *drawn, warnings)
+        return cls(run, index, is_chosen, reasons, planned.refused, *drawn, warnings)
 
     def of_row(self, row: int) -> list[Draw]:
         """Return when a row was drawn, also if it was dropped then."""
@@ -72,12 +74,15 @@ class Draws:
         return [Draw(int(self.epochs[i]), int(self.steps[i])) for i in at]
 
     def by_source(self) -> dict[str, dict[str, int]]:
-        """Return for each source its rows, those chosen, draws, and draws that were dropped."""
+        """Return counts of each source: its rows, those chosen, those refused before planning,
+        draws, and draws that were dropped.
+        """
         index, dropped = self.index, np.isin(self.rows, list(self.reasons))
         drawn_from = index.source[self.rows]
         counted = {
             "rows": index.source,
             "chosen": index.source[self.is_chosen],
+            "refused": index.source[list(self.refused)],
             "drawn": drawn_from,
             "dropped": drawn_from[dropped],
         }

@@ -74,7 +74,9 @@ def _of_run(run: Mapping[str, Any]) -> str:
         f"## {run['role']}\n",
         f"Stage `{config['stage']}`, template `{config['template']}`, {run['steps']} steps of "
         f"{size}, epochs: {epochs}, seed: {seed}, last loss: {_loss(run)}. {run['rows']} rows and "
-        f"{run['images']} images were learned from, {run['dropped']} dropped{_reasons(run)}.\n",
+        f"{run['images']} images were learned from, {run['dropped']} dropped"
+        f"{_reasons(run['dropped_reasons'])}; rows refused before: "
+        f"{sum(run['refused_reasons'].values())}{_reasons(run['refused_reasons'])}.\n",
         f"Base `{identity['base'][:16]}`, plan `{identity['plan'][:16]}`; data:\n",
         *(
             f"- `{directory}`, fingerprint `{fingerprint}`"
@@ -90,8 +92,8 @@ def _of_run(run: Mapping[str, Any]) -> str:
 def _table(sources: Mapping[str, Mapping[str, int]] | None) -> list[str]:
     if sources is None:
         return []
-    names = ("rows", "chosen", "drawn", "dropped")
-    head = ["| source | rows | in the subset | draws | dropped |", "|---|---|---|---|---|"]
+    names = ("rows", "chosen", "refused", "drawn", "dropped")
+    head = ["| source | rows | in the subset | refused | draws | dropped |", "|---" * 6 + "|"]
     return head + [
         f"| {source} | " + " | ".join(str(counts[name]) for name in names) + " |"
         for source, counts in sources.items()
@@ -102,6 +104,6 @@ def _loss(run: Mapping[str, Any]) -> str:
     return "unknown" if run["final_loss"] is None else f"{run['final_loss']:.4f}"
 
 
-def _reasons(run: Mapping[str, Any]) -> str:
-    found = ", ".join(f"{count} {name}" for name, count in sorted(run["dropped_reasons"].items()))
+def _reasons(counts: Mapping[str, int]) -> str:
+    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     return f" ({found})" if found else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -93,20 +94,27 @@ def _models_of(base: str) -> list[str]:
 
 
 def _told(run: FinishedRun) -> dict[str, Any]:
-    """Return a run with its counts; sources are None, and why, where its data are gone."""
+    """Return a run with its counts: of draws (rows, dropped) by its log, of refused rows by its plan.
+
+    sources is None, and doubts say why, where its data are gone.
+    """
     log = run.log()
     try:
         draws = Draws.of(run)
-        sources: dict[str, Any] = {"sources": draws.by_source(), "doubts": list(draws.warnings)}
+        planned: dict[str, Any] = {
+            "sources": draws.by_source(),
+            "refused_reasons": dict(Counter(draws.refused.values())),
+            "doubts": list(draws.warnings),
+        }
     except UserError as error:
-        sources = {"sources": None, "doubts": [error.what]}
+        planned = {"sources": None, "refused_reasons": {}, "doubts": [error.what]}
     counts = {
         name: sum(entry[name] for entry in log) for name in ("rows", "images", "labels", "dropped")
     }
     return {
         **run.as_json(),
         **counts,
-        **sources,
+        **planned,
         "dropped_reasons": dict(reasons_of(run)),
         "final_loss": log[-1]["loss"] if log else None,
     }
