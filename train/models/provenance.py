@@ -94,7 +94,7 @@ def _models_of(base: str) -> list[str]:
 
 
 def _told(run: FinishedRun) -> dict[str, Any]:
-    """Return a run with its counts: of draws (rows, dropped) by its log, of refused rows by its plan.
+    """Return a run with its counts: of draws by its log, of refused rows by its plan.
 
     sources is None, and doubts say why, where its data are gone.
     """
