@@ -14,6 +14,11 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 _NOT_OF_THE_TOWER = re.compile(r"text_model\.|logit_(scale|bias)$|(text|visual)_projection\.")
 _TOWER = re.compile(r"(vision_model\.)?(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.")
+_PUBLISHED = {
+    "vision_tower.": "vision_tower.vision_model.",
+    "language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
 _BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")  # rebuilt when loading
 
 
@@ -49,3 +54,25 @@ def language_key(name: str, tied: bool) -> str | None:
     if not name.startswith("model.") and name != "lm_head.weight":
         raise KeyError(name)
     return f"language_model.{name}"
+
+
+def plain_key(name: str) -> str:
+    """Return a LLaVA tensor's name without what layouts differ in.
+
+    Args:
+        name: as in a published checkpoint (`language_model.model.*`), as Transformers 5 saves it
+            (`model.language_model.*`), or as its modules are named.
+
+    Example: "language_model.model.norm.weight" -> "language_model.norm.weight"
+    """
+    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
+    return name.replace("language_model.lm_head.", "lm_head.").replace("_model.model.", "_model.")
+
+
+def published_key(name: str) -> str:
+    """Return a LLaVA tensor's name in the published layout. name: in any; see plain_key."""
+    plain = plain_key(name)
+    for bare, published in _PUBLISHED.items():
+        if plain.startswith(bare):
+            return published + plain.removeprefix(bare)
+    return plain

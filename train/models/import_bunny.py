@@ -346,19 +346,16 @@ def _check_complete(source: Path, values: dict[str, Any], tensors: list[LazyTens
     config = LlavaConfig.from_dict(json.loads(json.dumps(values)))
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
-    expected = {_plain(name): tuple(one.shape) for name, one in model.state_dict().items()}
+    expected = {
+        checkpoint_keys.plain_key(name): tuple(one.shape)
+        for name, one in model.state_dict().items()
+    }
     if values["tie_word_embeddings"]:
         expected.pop("lm_head.weight")
-    found = {_plain(one.name): one.shape for one in tensors}
+    found = {checkpoint_keys.plain_key(one.name): one.shape for one in tensors}
     wrong = {name for name, _ in expected.items() ^ found.items()}
     if wrong:
         raise _incomplete(source, sorted(wrong))
-
-
-def _plain(name: str) -> str:
-    """Return a name as both layouts have it: the published one, and Transformers 5's modules'."""
-    name = name.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower.")
-    return name.replace("language_model.lm_head.", "lm_head.").replace("_model.model.", "_model.")
 
 
 def _incomplete(source: Path, names: list[str]) -> UserError:

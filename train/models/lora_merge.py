@@ -48,23 +48,54 @@ class Adapter:
         Raises (when read): UserError for values that `dtype` cannot hold.
         """
         if weight.name not in self.factors:
-            return weight.cast(dtype)
+            return cast_once(weight, dtype)
         return LazyTensor(weight.name, weight.shape, dtype, lambda: self._merge(weight, dtype))
 
     def _merge(self, weight: LazyTensor, dtype: torch.dtype) -> torch.Tensor:
         a, b = (one.read().float() for one in self.factors[weight.name])
         change = self.scale * (b @ a)
         exact = weight.read().float() + change
-        rounded = exact.to(dtype)
-        if not torch.isfinite(rounded).all():
-            raise UserError(
-                f"{weight.name} does not fit {dtype} after the merge.",
-                f"Its largest value is {float(exact.abs().max()):.3g}.",
-                "Use dtype bfloat16 or float32.",
-            )
-        size = float(change.norm())
-        self.noise[weight.name] = float((rounded.float() - exact).norm()) / size if size else 0.0
-        return rounded
+        return rounded_once(weight.name, exact, dtype, change, self.noise)
+
+
+def rounded_once(
+    name: str,
+    exact: torch.Tensor,
+    dtype: torch.dtype,
+    change: torch.Tensor,
+    noise: dict[str, float],
+) -> torch.Tensor:
+    """Return a float32 weight in `dtype`, and note |rounding| / |change| under its name.
+
+    Raises: UserError for values that `dtype` cannot hold.
+    """
+    rounded = held_in(name, exact, dtype)
+    size = float(change.norm())
+    noise[name] = float((rounded.float() - exact).norm()) / size if size else 0.0
+    return rounded
+
+
+def cast_once(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    """Return the weight in `dtype`; integers stay what they are.
+
+    Raises (when read): UserError for values that `dtype` cannot hold.
+    """
+    if dtype == weight.dtype or not weight.dtype.is_floating_point:
+        return weight
+    read = weight.read
+    return LazyTensor(weight.name, weight.shape, dtype, lambda: held_in(weight.name, read(), dtype))
+
+
+def held_in(name: str, exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return values in a dtype. Raises: UserError when it cannot hold them."""
+    rounded = exact.to(dtype)
+    if not torch.isfinite(rounded).all():
+        raise UserError(
+            f"{name} does not fit {dtype}.",
+            f"Its largest value is {float(exact.float().abs().max()):.3g}.",
+            "Use dtype bfloat16 or float32.",
+        )
+    return rounded
 
 
 def read_adapter(directory: Path, tensors: list[LazyTensor]) -> Adapter:

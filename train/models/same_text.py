@@ -67,20 +67,33 @@ def _base_logits(base: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 def _composed_logits(
     path: Path, config: Any, ids: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
+    return _logits(load_complete(path, config, dtype).eval(), ids)
+
+
+def load_complete(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    """Return a LlavaForConditionalGeneration of a directory whose weights are all there.
+
+    Args:
+        path: with weights; its config.json need not be there yet.
+        config: LlavaConfig of it.
+
+    Raises: UserError with the names of missing, unexpected and misshapen tensors.
+    """
     from transformers import LlavaForConditionalGeneration
 
     both: Any = LlavaForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, output_loading_info=True
     )
     model, loaded = both
-    wrong = {name: sorted(loaded[name]) for name in ("missing_keys", "unexpected_keys")}
-    if any(wrong.values()):
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {name: sorted(map(str, loaded[name])) for name in kinds if loaded[name]}
+    if wrong:
         raise UserError(
-            f"The composed weights do not fit: {wrong}.",
-            "The vision tower or language model directory lacks tensors, or has others.",
+            f"The written weights do not fit: {wrong}.",
+            "What they were made from lacks tensors, or has others.",
             "Take whole directories as save_pretrained or the hub has them.",
         )
-    return _logits(model.eval(), ids)
+    return model
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

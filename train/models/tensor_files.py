@@ -61,7 +61,7 @@ def read_tensors(directory: Path) -> list[LazyTensor]:
 
     Raises: UserError when there is no safetensors file, or a shard that the index names is missing.
     """
-    tensors = [one for path in _weight_files(directory) for one in _headers(path)]
+    tensors = [one for path in _weight_files(directory) for one in file_tensors(path)]
     return sorted(tensors, key=lambda one: one.name)
 
 
@@ -80,7 +80,8 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _headers(path: Path) -> Iterator[LazyTensor]:
+def file_tensors(path: Path) -> Iterator[LazyTensor]:
+    """Yield the tensors of one safetensors file. Raises: UserError for quantised ones."""
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - a file of tensors is not iterable
             header = file.get_slice(name)
@@ -115,14 +116,19 @@ def write_tensors(directory: Path, tensors: list[LazyTensor], shard_bytes: int) 
         old.unlink(missing_ok=True)
     shards = _shards(tensors, shard_bytes)
     if len(shards) == 1:
-        store.write(str(directory), WEIGHTS, partial(_fill, shards[0]))
+        write_file(directory / WEIGHTS, shards[0])
         return
     names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        store.write(str(directory), name, partial(_fill, shard))
+        write_file(directory / name, shard)
     placed = {one.name: name for name, shard in zip(names, shards, strict=True) for one in shard}
     total = {"total_size": sum(one.num_bytes for one in tensors)}
     store.write_json(str(directory), INDEX, {"metadata": total, "weight_map": placed})
+
+
+def write_file(path: Path, tensors: list[LazyTensor]) -> None:
+    """Write one safetensors file, atomically; one tensor is in memory at a time."""
+    store.write(str(path.parent), path.name, partial(_fill, tensors))
 
 
 def _shards(tensors: list[LazyTensor], shard_bytes: int) -> list[list[LazyTensor]]:
