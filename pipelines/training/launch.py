@@ -69,9 +69,28 @@ def on_ray(job: Job, config: LaunchConfig, ranks: int) -> None:
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
-    from train.learn.launch import train_on_ray
+    import torch
 
-    train_on_ray(asdict(job), ranks=ranks, launch=config.model_dump(mode="json"))
+    from train.config import TrainConfig
+    from train.learn.launch import RayRanks, train_on_ray
+
+    train_on_ray(
+        TrainConfig.load(job.config, where="train"),
+        job.model_dir,
+        job.data_dirs,
+        job.out,
+        RayRanks(ranks, use_gpu=torch.cuda.is_available(), max_failures=config.max_restarts),
+        before=ensure_torchvision_importable,
+        projector=job.projector,
+        subset=job.subset,
+        num_workers=config.data_workers,
+        preflight=config.preflight,
+        say=_say,
+    )
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
@@ -99,13 +118,9 @@ def main(path: str) -> int:
     """Train as one of several ranks, by a job file; return the exit code."""
     values = json.loads(store.read_bytes(path))
     is_first = os.environ.get("RANK", "0") == "0"
-
-    def say(line: str) -> None:
-        sys.stderr.write(line + "\n")
-
     try:
         config = LaunchConfig.load(values["launch"], where="launch")
-        train_here(Job(**values["job"]), config, say if is_first else None)
+        train_here(Job(**values["job"]), config, _say if is_first else None)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n" if is_first else "")
         return _USER_ERROR

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from manifests import paths
 from manifests.errors import UserError
 from pipelines.training.layout import data_directories
 from pipelines.training.recipe import TrainedStage, TrainingRecipe
 from pipelines.training.run import Say, run_training, tokens_per_image
 
+PREVIEWS_PER_SOURCE = 3
 
-def preview_text(recipe: TrainingRecipe, out: str, name: str, *, say: Say) -> str:
+
+def preview_text(
+    recipe: TrainingRecipe, out: str, name: str, *, say: Say, colour: bool = False
+) -> str:
     """Return a report of a stage's data; the model is composed first, unless that is done.
 
-    Args: name: pretrain or finetune. Raises: UserError.
+    Args: name: pretrain or finetune. colour: whether trained text is green, else in brackets.
+    Raises: UserError.
     """
     stage = _stage_named(recipe, name)
     base = recipe.model.llava
     if base is None:
         base = run_training(recipe, out, until="compose", say=say)["compose"]
-    return _report(stage, base)
+    return _report(stage, base, paths.absolute(out), colour)
 
 
-def _report(stage: TrainedStage, model_dir: str) -> str:
-    from train.learn.preflight import look
+def _report(stage: TrainedStage, model_dir: str, out: str, colour: bool) -> str:
+    from train.data.planning import planned_rows
+    from train.data.samples import RowMaker
+    from train.learn.preflight import PlanSeen, Preflight, look_at_rows
+    from train.learn.preflight_text import shown
 
-    config: Any = stage.config(tokens_per_image(model_dir))
-    return look(config, model_dir, data_directories(stage), subset=stage.subset)
+    config = stage.config(tokens_per_image(model_dir))
+    make_row = RowMaker.load(model_dir, config)
+    rows = planned_rows(data_directories(stage), stage.subset, make_row, config, out)
+    plan = rows.plan(config, epoch=0, world_size=1)
+    sources = look_at_rows(
+        rows.index, plan.rows, make_row, previews_per_source=PREVIEWS_PER_SOURCE, colour=colour
+    )
+    return shown(Preflight(sources, PlanSeen.of(plan)), colour=colour)
 
 
 def _stage_named(recipe: TrainingRecipe, name: str) -> TrainedStage:
