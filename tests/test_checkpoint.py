@@ -258,3 +258,15 @@ def test_seconds_also_bring_checkpoints_and_change_no_result(
     never, also = results(tmp_path / "never"), results(tmp_path / "often")
     assert never[3] == also[3]
     assert all(torch.equal(also[1][name], one) for name, one in never[1].items())
+
+
+def test_a_run_stops_before_a_number_that_is_none_is_kept(
+    model_dir: str, data: str, tmp_path: Path
+) -> None:
+    wild = config_of("projector", projector_lr=1e30, warmup_share=0, checkpoint_every_steps=1)
+    with pytest.raises(UserError, match="Step 1 gave numbers that are none"):
+        train(wild, model_dir, [data], str(tmp_path))
+    found = Checkpoint.load(str(tmp_path))
+    assert found is not None
+    assert found.steps_done == 1
+    assert all(one.isfinite().all() for one in found.trained.values())

@@ -97,15 +97,22 @@ def on_ray(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_on_ray_is_that_of_one_process_and_what_refuses_it_comes_back(
-    inputs: tuple[str, list[str]], tmp_path: Path
-) -> None:
+def test_a_run_on_ray_is_that_of_one_process(inputs: tuple[str, list[str]], tmp_path: Path) -> None:
     train(config_of(), *inputs, str(tmp_path / "alone"))
     on_ray(config_of(), inputs, tmp_path / "ray")
     expected, found = (load_file(tmp_path / name / TRAINED) for name in ("alone", "ray"))
     assert all(torch.equal(found[name], one) for name, one in expected.items())
-    with pytest.raises(UserError, match="holds a finished run"):
-        on_ray(config_of(), inputs, tmp_path / "ray")
+    assert not (tmp_path / "ray" / "ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_person_can_mend_comes_back_and_is_not_tried_again(
+    inputs: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    short = config_of(plan={"max_length": 20, "tokens_per_image": NUM_PATCHES})
+    with pytest.raises(UserError, match="no token is trained"):
+        on_ray(short, inputs, tmp_path / "ray", num_ranks=2, max_failures=-1)
 
 
 @pytest.mark.slow

@@ -231,12 +231,10 @@ def test_lines_for_people_come_at_the_edges_and_after_a_while(tmp_path: Path) ->
 
 
 def test_events_can_be_read_by_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with RunLog(str(tmp_path), 2) as log:
         log.add(ENTRY)
-    events = EventAccumulator(f"{tmp_path}/events").Reload()
+    events = module.EventAccumulator(f"{tmp_path}/events").Reload()
     assert [(one.step, one.value) for one in events.Scalars("loss")] == [(4, 2.0)]
 
 

@@ -22,7 +22,7 @@ from train.learn.run import train
 
 @dataclass(frozen=True)
 class RayRanks:
-    """How Ray runs a stage. Each rank takes one GPU, or cpus_per_rank CPUs without.
+    """How Ray runs a stage. Each rank takes cpus_per_rank CPUs and, with use_gpu, a GPU.
 
     max_failures: how often the ranks are started again, -1 for always. A node that is taken away
     does not count.
@@ -56,28 +56,34 @@ def train_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cpus = {"CPU": ranks.cpus_per_rank}
-    arguments = {
+    arguments: dict[str, Any] = {
         "model_dir": paths.absolute(model_dir),
         "data_dirs": [paths.absolute(one) for one in data_dirs],
         "out": paths.absolute(out),
         **more,
     }
+    notes = paths.join(arguments["out"], "ray")
     trainer: Any = TorchTrainer  # its types are those of an older interface
-    result = trainer(
+    run = trainer(
         _Rank(config.model_dump(mode="json"), arguments, before),
         torch_config=TorchConfig(timeout_s=LONGEST_WAIT_S),
         scaling_config=ScalingConfig(
             num_workers=ranks.num_ranks,
             use_gpu=ranks.use_gpu,
-            resources_per_worker=cpus | ({"GPU": 1} if ranks.use_gpu else {}),
+            resources_per_worker={"CPU": ranks.cpus_per_rank, "GPU": int(ranks.use_gpu)},
         ),
         run_config=RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}",  # Ray would go on with a run of the same name
-            storage_path=paths.join(paths.absolute(out), "ray"),
+            storage_path=notes,
             failure_config=FailureConfig(max_failures=ranks.max_failures),
         ),
-    ).fit()
+    )
+    try:
+        result = run.fit()
+    finally:
+        fs, local = paths.filesystem(notes)
+        if fs.exists(local):
+            fs.rm(local, recursive=True)
     if result.return_value is not None:
         raise UserError(*result.return_value)
 

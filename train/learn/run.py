@@ -94,31 +94,14 @@ def train(
         "projector": projector and paths.absolute(projector),
     }
     with joined_ranks() as ranks:
-        model = TrainedLlava.load(model_dir, config)
-        _check_image_tokens(config, model.tokens_per_image)
-        taken = _take_projector(model, projector)
-        model.llava.to(ranks.device)
-        index, kept = _read_index(data_dirs, subset)
-        plan = plan_hash(index.columns(), seed=config.seed, config=config.plan)
-        identity = {
-            "config": config.deciding(),
-            "base": ranks.from_first(lambda: base_hash(model_dir)),
-            "projector": taken,
-            "plan": plan,
-            "data": data_fingerprints(data_dirs),
-            "subset": kept,
-        }
-        image_id = model.llava.config.image_token_id
-        make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
-        learner = Learner(model, config, ranks)
-        run = _Run(config, out, identity, learner, index, make_row)
+        run = _begin(config, inputs, out, ranks)
         run.restore(inputs)
         if preflight and not run.steps_done:
-            seen = look_ahead(run.plan(0), index, make_row, learner)
+            seen = look_ahead(run.plan(0), run.index, run.make_row, run.learner)
             if say is not None and ranks.is_first:
                 say("\n".join(plain_lines(seen)))
         run.go_on(num_workers, on_step, say)
-        return model
+        return run.learner.model
 
 
 @dataclass(eq=False)
@@ -265,6 +248,27 @@ class _Recorder:
             optimizer=run.learner.optimizer.state_dict(),
             totals=run.totals,
         )
+
+
+def _begin(config: TrainConfig, inputs: Mapping[str, Any], out: str, ranks: Ranks) -> _Run:
+    """Return a run before its first step. inputs: those of inputs.json. Raises: UserError."""
+    model_dir, data_dirs = inputs["model_dir"], inputs["data_dirs"]
+    model = TrainedLlava.load(model_dir, config)
+    _check_image_tokens(config, model.tokens_per_image)
+    taken = _take_projector(model, inputs["projector"])
+    model.llava.to(ranks.device)
+    index, kept = _read_index(data_dirs, inputs["subset"])
+    identity = {
+        "config": config.deciding(),
+        "base": ranks.from_first(lambda: base_hash(model_dir)),
+        "projector": taken,
+        "plan": plan_hash(index.columns(), seed=config.seed, config=config.plan),
+        "data": data_fingerprints(data_dirs),
+        "subset": kept,
+    }
+    image_id = model.llava.config.image_token_id
+    make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
+    return _Run(config, out, identity, Learner(model, config, ranks), index, make_row)
 
 
 def _read_index(data_dirs: list[str], subset: str | None) -> tuple[Index, str | None]:
