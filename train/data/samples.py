@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +20,9 @@ from train.config import TrainConfig
 from train.data.batches import MicroBatch
 from train.data.images import ImageDamaged, ImageRules, decode
 from train.data.index import TrainSample
+from train.data.lengths import Length
 from train.text.rounds import SampleRefused
-from train.text.template import IGNORED, Template, template_named, tokenize
+from train.text.template import IGNORED, Template, Tokenized, template_named, tokenize
 
 
 class Row(NamedTuple):
@@ -66,14 +69,7 @@ class RowMaker:
     def __call__(self, sample: TrainSample) -> Row | str:
         """Return the row, or why it cannot be trained on. Raises: UserError."""
         try:
-            found = tokenize(
-                sample.row,
-                self.template,
-                self.tokenizer,
-                image_token_id=self.image_token_id,
-                num_image_tokens=self.tokens_per_image,
-                max_length=self.max_length,
-            )
+            found = self._tokenized(sample.row)
             if found.num_images > len(sample.images):
                 return "image_missing"
             images = [self.rules(decode(one)) for one in sample.images[: found.num_images]]
@@ -84,6 +80,42 @@ class RowMaker:
         side = self.rules.side
         pixels = np.stack(images) if images else np.empty((0, 3, side, side), np.float32)
         return Row(found.ids, found.labels, pixels)
+
+    def measure(self, row: Mapping[str, Any], num_images: int) -> Length | str:
+        """Return the length of a LLaVA row whose shard holds so many images, or why it has none.
+
+        The same as that of the row that is made of it, if its images are whole. Raises: UserError.
+        """
+        try:
+            found = self._tokenized(row)
+        except SampleRefused as refused:
+            return refused.reason
+        if found.num_images > num_images:
+            return "image_missing"
+        num_tokens = len(found.ids) - found.num_images * self.tokens_per_image
+        return Length(num_tokens, found.num_images)
+
+    @property
+    def measures_by(self) -> str:
+        """What decides lengths, as a SHA-256 in hex: template, tokenizer and limits."""
+        template: Any = self.template
+        told = {one.name: getattr(template, one.name) for one in fields(template)}
+        told.pop("strings", None)  # those of the tokenizer
+        decides = [
+            *(type(template).__name__, told, self.tokenizer.backend_tokenizer.to_str()),
+            *(self.image_token_id, self.tokens_per_image, self.max_length),
+        ]
+        return hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
+
+    def _tokenized(self, row: Mapping[str, Any]) -> Tokenized:
+        return tokenize(
+            row,
+            self.template,
+            self.tokenizer,
+            image_token_id=self.image_token_id,
+            num_image_tokens=self.tokens_per_image,
+            max_length=self.max_length,
+        )
 
 
 class Batch(NamedTuple):

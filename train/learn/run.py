@@ -20,6 +20,7 @@ from manifests.errors import UserError
 from train.config import TrainConfig
 from train.data.batches import MicroBatch, batches
 from train.data.index import Index
+from train.data.lengths import exact_columns
 from train.data.plan import START, Columns, Cursor, make_plan, num_steps, plan_hash
 from train.data.samples import RowMaker
 from train.learn.checkpoint import (
@@ -76,8 +77,10 @@ def train(
         _check_image_tokens(config, model.tokens_per_image)
         taken = _take_projector(model, projector)
         model.llava.to(ranks.device)
+        image_id = model.llava.config.image_token_id
+        make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
         index = Index.load(data_dirs)
-        columns = index.columns()
+        index, columns = _planned(index, make_row, config, out, ranks, num_workers)
         identity = {
             "config": config.deciding(),
             "base": ranks.from_first(lambda: base_hash(model_dir)),
@@ -85,8 +88,6 @@ def train(
             "plan": plan_hash(columns, seed=config.seed, config=config.plan),
             "data": data_fingerprints(data_dirs),
         }
-        image_id = model.llava.config.image_token_id
-        make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
         learner = Learner(model, config, ranks)
         run = _Run(config, out, identity, learner, index, columns, make_row)
         run.restore()
@@ -194,6 +195,20 @@ class _Run:
             ).save(self.out)
         if on_step is not None:
             on_step(entry)
+
+
+def _planned(
+    index: Index, make_row: RowMaker, config: TrainConfig, out: str, ranks: Ranks, num_workers: int
+) -> tuple[Index, Columns]:
+    """Return the rows to train on and what is planned by; lengths are kept in `out`."""
+    if config.plan.lengths == "estimate":
+        return index, index.columns()
+    key = make_row.measures_by
+    if ranks.is_first:  # the others read what it wrote
+        exact_columns(index, make_row.measure, out, key=key, num_workers=num_workers)
+    ranks.wait()
+    measured = exact_columns(index, make_row.measure, out, key=key)
+    return measured.rows, measured.columns
 
 
 def _check_image_tokens(config: TrainConfig, tokens_per_image: int) -> None:
