@@ -121,32 +121,53 @@ class RowMaker:
 class Batch(NamedTuple):
     """A micro-batch. ids, labels: int64 [rows, length]; pixels: float32 [images, 3, side, side].
 
-    index_rows: of the index, one a row. num_tokens: without padding. dropped: reason -> rows.
+    positions: int64 [1, length] of samples packed into one row, 0 where one begins; or None.
+    index_rows: of the index, one a sample. num_tokens: without padding. num_images: without empty
+    ones. dropped: reason -> samples.
     """
 
     ids: Tensor
     labels: Tensor
     pixels: Tensor
+    positions: Tensor | None
     index_rows: NDArray[np.int64]
     num_tokens: int
+    num_images: int
     dropped: Counter[str]
 
 
-def collate(micro: MicroBatch, *, padding_id: int) -> Batch | Counter[str]:
-    """Return a micro-batch's rows, padded on the right; or, without any, why each was dropped."""
+def collate(
+    micro: MicroBatch, *, padding_id: int, packing: bool = False, dummy_images: bool = False
+) -> Batch | Counter[str]:
+    """Return a micro-batch's samples; or, without any, why each was dropped.
+
+    Side by side, padded on the right, or packed into one row. dummy_images: behind all images, an
+    empty one for each sample without any.
+    """
     kept = [at for at, one in enumerate(micro.items) if isinstance(one, Row)]
     dropped = Counter(one for one in micro.items if isinstance(one, str))
     if not kept:
         return dropped
     rows: list[Row] = [micro.items[at] for at in kept]
+    laid = _packed if packing else _padded
+    pixels = [one.pixels for one in rows]
+    if dummy_images:
+        num_empty = sum(not len(one) for one in pixels)
+        pixels.append(np.zeros((num_empty, *pixels[0].shape[1:]), np.float32))
     return Batch(
-        _padded([one.ids for one in rows], padding_id),
-        _padded([one.labels for one in rows], IGNORED),
-        torch.from_numpy(np.concatenate([one.pixels for one in rows])),
+        laid([one.ids for one in rows], padding_id),
+        laid([one.labels for one in rows], IGNORED),
+        torch.from_numpy(np.concatenate(pixels)),
+        _packed([np.arange(len(one.ids)) for one in rows]) if packing else None,
         micro.rows[kept],
-        sum(len(one.ids) for one in rows),
-        dropped,
+        num_tokens=sum(len(one.ids) for one in rows),
+        num_images=sum(len(one.pixels) for one in rows),
+        dropped=dropped,
     )
+
+
+def _packed(rows: Sequence[NDArray[np.int64]], _value: int = 0) -> Tensor:
+    return torch.from_numpy(np.concatenate(rows))[None]
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], value: int) -> Tensor:
