@@ -39,9 +39,8 @@ def export(run_dir: str, out: str, dtype: str) -> None:
     Example: warren export runs/bunny-3b --out models/bunny-3b --dtype bfloat16
     """
     ready_for_models()
-    from train.models.export import export as write
-
     from pipelines.training.ask import run_of
+    from train.models.export import export as write
 
     click.echo(write(run_of(run_dir), out, dtype=dtype).summary)
 

@@ -277,6 +277,9 @@ def test_what_does_not_go_together_is_refused(model_dir: str, data: str, tmp_pat
     with pytest.raises(UserError, match="tokens_per_image is 729"):
         train(config_of("projector", {"tokens_per_image": 729}), model_dir, [data], str(tmp_path))
     short = config_of("projector", {"max_length": 20})  # no first round is so short
+    with pytest.raises(UserError, match=r"(?s)None of .* refused: {'first_round_too_long'"):
+        train(short, model_dir, [data], str(tmp_path))
+    short = config_of("projector", {"max_length": 20, "lengths": "estimate"})
     with pytest.raises(UserError, match="no token is trained"):
         train(short, model_dir, [data], str(tmp_path))
     with pytest.raises(UserError, match="no label to learn") as error:

@@ -183,6 +183,9 @@ def test_every_argument_is_in_the_hash() -> None:
         "max_length": 1,
         "weights": {"chat": 2.0},
         "keep_last": False,
+        "packing": True,
+        "rows_per_micro_batch": 3,
+        "lengths": "estimate",
     }
     assert set(others) == set(PlanConfig.model_fields)
     for name, value in others.items():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from train.data.cuts import Ints
 from train.data.index import Index, TrainSample, named
-from train.data.plan import Ints, Plan
+from train.data.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from manifests import paths, store
 from manifests.errors import UserError, WarrenError
-from train.data.plan import Columns, Ints, occurrences
+from train.data.cuts import Ints
+from train.data.plan import Columns, occurrences
 from train.data.shard_files import ShardFiles
 
 _NUMBERS = ("uid", "json_offset", "json_size", "token_estimate")
@@ -128,13 +130,23 @@ class Index:
         """Return a row's conversation and image bytes. Raises: SampleFailed."""
         with named(self, row, "read"):
             shard = self.shards[self.shard[row]]
-            text = self.files.read(shard, int(self.json_offset[row]), int(self.json_size[row]))
             spans = range(self.image_starts[row], self.image_starts[row + 1])
             images = [
                 self.files.read(shard, int(self.image_offset[at]), int(self.image_size[at]))
                 for at in spans
             ]
-            return TrainSample(int(self.uid[row]), json.loads(text), images)
+            return TrainSample(int(self.uid[row]), self._conversation(row), images)
+
+    def conversation(self, row: int) -> Mapping[str, Any]:
+        """Return a row's conversation; its images are not read. Raises: SampleFailed."""
+        with named(self, row, "read"):
+            return self._conversation(row)
+
+    def _conversation(self, row: int) -> Mapping[str, Any]:
+        shard = self.shards[self.shard[row]]
+        text = self.files.read(shard, int(self.json_offset[row]), int(self.json_size[row]))
+        found: Mapping[str, Any] = json.loads(text)
+        return found
 
     def subset(self, uids: NDArray[np.uint64]) -> Index:
         """Return an index of only the rows of these uids, in the same order; shards stay as is.
@@ -147,10 +159,10 @@ class Index:
         _check_known(wanted, self.uid[rows])
         number = np.unique(self.directory, return_inverse=True)[1]
         _check_one_directory(self.uid[rows], number[self.shard[rows]])
-        return self._taken(rows)
+        return self.taken(rows)
 
-    def _taken(self, rows: Ints) -> Index:
-        """Return an index of these rows."""
+    def taken(self, rows: Ints) -> Index:
+        """Return an index of only these rows, in their order: int64 [n]."""
         counts = np.diff(self.image_starts)[rows]
         starts = np.append(0, np.cumsum(counts))
         images = np.arange(starts[-1]) + np.repeat(self.image_starts[rows] - starts[:-1], counts)
@@ -299,3 +311,8 @@ def _check_one_directory(uids: NDArray[np.uint64], directory: Ints) -> None:
             "A uid names a sample within its own run only.",
             "Load each directory alone and take its own subset.",
         )
+
+
+def uids_hash(uids: NDArray[np.uint64]) -> str:
+    """Return the SHA-256 of a set of uids, in hex; order and repeats do not matter."""
+    return hashlib.sha256(np.unique(uids).astype("<u8").tobytes()).hexdigest()

@@ -6,8 +6,8 @@ An epoch is planned as a whole and from nothing but its arguments, so a run goes
 1. each sample is drawn as often as its source's weight says;
 2. draws are ordered by a hash of sample, copy, seed and epoch;
 3. the order is cut into global batches, one an optimizer step;
-4. a global batch is sorted by length, longest first, and cut into micro-batches whose padded size
-   stays within a budget of tokens; a mean over its tokens does not depend on that cut;
+4. a global batch is sorted by length, longest first, and cut into micro-batches whose size, padding
+   included, stays within a budget of tokens; a mean over its tokens does not depend on that cut;
 5. its micro-batches are dealt to the ranks, the largest first, each to the rank with the least.
 
 The hash is splitmix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195), the
@@ -21,19 +21,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests.errors import UserError
 from manifests.strict import Strict, unknown_key
+from train.data.cuts import Ints, cut_by_budget, fitting_padded, fitting_sum
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Part of every plan's hash; raised when the same arguments give another plan."""
 
-Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -45,7 +45,13 @@ class PlanConfig(Strict):
     global_batch_size: int = Field(default=256, ge=1)
     """Samples of one optimizer step, on all ranks together."""
     tokens_per_micro_batch: int = Field(default=16_384, ge=1)
-    """Upper limit of rows times padded length; a single longer sample is a micro-batch alone."""
+    """Upper limit of rows times padded length, or of the sum of lengths where rows are packed; a
+    single longer sample is a micro-batch alone."""
+    packing: bool = False
+    """Whether a micro-batch's rows are laid one after another, without padding, or side by side."""
+    rows_per_micro_batch: int | None = Field(default=None, ge=1)
+    """As many rows in each, in the order in which they are drawn, whatever their lengths: LLaVA's
+    and Bunny's way. None: by tokens."""
     micro_batches_multiple_of: int = Field(default=1, ge=1)
     """Cuts a step into about the next multiple of this many micro-batches, all of about one size.
     The number of ranks lets them finish together; it is set here, as the cut must be the same when
@@ -53,11 +59,21 @@ class PlanConfig(Strict):
     tokens_per_image: int = Field(default=729, ge=0)
     max_length: int = Field(default=2048, ge=1)
     """Longer samples are cut to this, so their length counts as this."""
+    lengths: Literal["exact", "estimate"] = "exact"
+    """exact: all conversations are tokenized first, and refused ones are left out before global
+    batches are cut. estimate: curation's guess, for data that takes too long to read: budgets may
+    be exceeded, and steps be smaller."""
     weights: dict[str, float] = {}
     """Copies of each sample an epoch, by source; 1 where a source is not named. Of a fraction,
     epochs take turns: at 0.5, each sample is in every other epoch."""
     keep_last: bool = True
     """Whether the samples that are left over make a last, smaller global batch."""
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> Self:
+        if self.rows_per_micro_batch is not None and self.micro_batches_multiple_of != 1:
+            raise ValueError("micro_batches_multiple_of is for a cut by tokens, not by rows")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +111,7 @@ class Plan:
     rows: int64 [m], rows of the index, step by step. lengths: int64 [m], theirs, in tokens.
     step_starts: int64 [num_steps + 1], positions in `rows`.
     starts, stops: int64 [k], each micro-batch's positions in `rows`, by step, rank and size.
+    padded: int64 [k], tokens that each computes: rows times the longest, or their sum when packed.
     firsts: int64 [num_steps * world_size + 1], the first micro-batch of each step and rank.
     """
 
@@ -107,6 +124,7 @@ class Plan:
     step_starts: Ints
     starts: Ints
     stops: Ints
+    padded: Ints
     firsts: Ints
 
     @property
@@ -114,13 +132,11 @@ class Plan:
         """The number of optimizer steps."""
         return len(self.step_starts) - 1
 
-    @property
-    def padded(self) -> Ints:
-        """Rows times longest length of each micro-batch, in tokens: int64 [k]."""
-        return self.lengths[self.starts] * (self.stops - self.starts)
-
     def batch(self, step: int) -> Ints:
-        """Return the rows of a global batch, longest first: int64 [n]; a copy counts each time."""
+        """Return the rows of a global batch, longest first: int64 [n]; a copy counts each time.
+
+        By rows_per_micro_batch, they are in the order in which they are drawn.
+        """
         return self.rows[self.step_starts[step] : self.step_starts[step + 1]]
 
     def micro_batches(self, step: int, rank: int) -> list[Ints]:
@@ -153,20 +169,22 @@ def make_plan(
     rows = order(columns, seed=seed, epoch=epoch, config=config)
     step_starts = _cuts(len(rows), config)
     lengths = columns.lengths(config)[rows[: step_starts[-1]]]
-    step_of = np.repeat(np.arange(len(step_starts) - 1), np.diff(step_starts))
-    by_length = np.lexsort((-lengths, step_of))
-    lengths = lengths[by_length]
-    starts = _packed(lengths, step_starts, _budgets(lengths, step_starts, config))
+    if config.rows_per_micro_batch is None:
+        step_of = np.repeat(np.arange(len(step_starts) - 1), np.diff(step_starts))
+        by_length = np.lexsort((-lengths, step_of))
+        rows, lengths = rows[by_length], lengths[by_length]
+    starts = _cut(lengths, step_starts, config)
     stops: Ints = np.append(starts[1:], step_starts[-1])
+    padded = _padded(lengths, starts, stops, config)
     step = np.searchsorted(step_starts, starts, side="right") - 1
-    rank = _dealt(step, lengths[starts] * (stops - starts), world_size)
-    by_rank = np.lexsort((-lengths[starts] * (stops - starts), rank, step))
+    rank = _dealt(step, padded, world_size)
+    by_rank = np.lexsort((-padded, rank, step))
     owner = (step * world_size + rank)[by_rank]
     firsts = np.searchsorted(owner, np.arange((len(step_starts) - 1) * world_size + 1))
     named = plan_hash(columns, seed=seed, config=config, epoch=epoch, world_size=world_size)
     return Plan(
-        *(seed, epoch, world_size, named, rows[by_length], lengths),
-        *(step_starts, starts[by_rank], stops[by_rank], firsts),
+        *(seed, epoch, world_size, named, rows[: step_starts[-1]], lengths, step_starts),
+        *(starts[by_rank], stops[by_rank], padded[by_rank], firsts),
     )
 
 
@@ -298,43 +316,23 @@ def _cuts(num_draws: int, config: PlanConfig) -> Ints:
     return cuts
 
 
-def _budgets(lengths: Ints, step_starts: Ints, config: PlanConfig) -> Ints:
-    """Return each step's budget: int64 [num_steps], at most that of the config.
-
-    For a multiple, it is the smallest that needs no more micro-batches than the next multiple, so
-    that they are of one size. Found by bisection: a larger budget never needs more of them.
-    """
-    most = np.full(len(step_starts) - 1, config.tokens_per_micro_batch)
-    factor = config.micro_batches_multiple_of
-    if factor == 1:  # full ones and a small rest are easier to deal evenly than all of one size
-        return most
-    allowed = -(-_num_packed(lengths, step_starts, most) // factor) * factor
-    low, high = np.zeros_like(most), most
-    while (high - low > 1).any():
-        middle = (low + high + 1) // 2
-        enough = _num_packed(lengths, step_starts, middle) <= allowed
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
+def _cut(lengths: Ints, step_starts: Ints, config: PlanConfig) -> Ints:
+    """Return where micro-batches begin: int64 [k] ascending."""
+    if config.rows_per_micro_batch is not None:
+        size = config.rows_per_micro_batch
+        of_steps = zip(step_starts[:-1], step_starts[1:], strict=True)
+        return np.concatenate([np.arange(start, stop, size) for start, stop in of_steps])
+    fitting = fitting_sum(lengths) if config.packing else fitting_padded(lengths)
+    most, multiple_of = config.tokens_per_micro_batch, config.micro_batches_multiple_of
+    return cut_by_budget(fitting, step_starts, most=most, multiple_of=multiple_of)
 
 
-def _num_packed(lengths: Ints, step_starts: Ints, budgets: Ints) -> Ints:
-    """Return each step's number of micro-batches: int64 [num_steps]."""
-    starts = _packed(lengths, step_starts, budgets)
-    return np.diff(np.searchsorted(starts, step_starts))
-
-
-def _packed(lengths: Ints, step_starts: Ints, budgets: Ints) -> Ints:
-    """Return where micro-batches begin: int64 [k] ascending; all steps are cut side by side.
-
-    Lengths fall within a step, so the first row of a micro-batch says how many rows fit.
-    """
-    at, stops, found = step_starts[:-1], step_starts[1:], []
-    while len(at):
-        found.append(at)
-        at = at + np.maximum(budgets // lengths[at], 1)
-        live = at < stops
-        at, stops, budgets = at[live], stops[live], budgets[live]
-    return np.sort(np.concatenate(found))
+def _padded(lengths: Ints, starts: Ints, stops: Ints, config: PlanConfig) -> Ints:
+    """Return how many tokens each micro-batch computes: int64 [k]. `starts` ascends."""
+    if config.packing:
+        return np.add.reduceat(lengths, starts)
+    longest: Ints = np.maximum.reduceat(lengths, starts)
+    return longest * (stops - starts)
 
 
 def _dealt(step: Ints, padded: Ints, world_size: int) -> Ints:

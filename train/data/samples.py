@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +20,9 @@ from train.config import TrainConfig
 from train.data.batches import MicroBatch
 from train.data.images import ImageDamaged, ImageRules, decode
 from train.data.index import TrainSample
+from train.data.lengths import Length
 from train.text.rounds import SampleRefused
-from train.text.template import IGNORED, Template, template_named, tokenize
+from train.text.template import IGNORED, Template, Tokenized, template_named, tokenize
 
 
 class Row(NamedTuple):
@@ -66,14 +69,7 @@ class RowMaker:
     def __call__(self, sample: TrainSample) -> Row | str:
         """Return the row, or why it cannot be trained on. Raises: UserError."""
         try:
-            found = tokenize(
-                sample.row,
-                self.template,
-                self.tokenizer,
-                image_token_id=self.image_token_id,
-                num_image_tokens=self.tokens_per_image,
-                max_length=self.max_length,
-            )
+            found = self._tokenized(sample.row)
             if found.num_images > len(sample.images):
                 return "image_missing"
             images = [self.rules(decode(one)) for one in sample.images[: found.num_images]]
@@ -85,36 +81,93 @@ class RowMaker:
         pixels = np.stack(images) if images else np.empty((0, 3, side, side), np.float32)
         return Row(found.ids, found.labels, pixels)
 
+    def measure(self, row: Mapping[str, Any], num_images: int) -> Length | str:
+        """Return the length of a LLaVA row whose shard holds so many images, or why it has none.
+
+        The same as that of the row that is made of it, if its images are whole. Raises: UserError.
+        """
+        try:
+            found = self._tokenized(row)
+        except SampleRefused as refused:
+            return refused.reason
+        if found.num_images > num_images:
+            return "image_missing"
+        num_tokens = len(found.ids) - found.num_images * self.tokens_per_image
+        return Length(num_tokens, found.num_images)
+
+    @property
+    def measures_by(self) -> str:
+        """What decides lengths, as a SHA-256 in hex: template, tokenizer and limits."""
+        template: Any = self.template
+        told = {one.name: getattr(template, one.name) for one in fields(template)}
+        told.pop("strings", None)  # those of the tokenizer
+        decides = [
+            *(type(template).__name__, told, self.tokenizer.backend_tokenizer.to_str()),
+            *(self.image_token_id, self.tokens_per_image, self.max_length),
+        ]
+        return hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
+
+    def _tokenized(self, row: Mapping[str, Any]) -> Tokenized:
+        return tokenize(
+            row,
+            self.template,
+            self.tokenizer,
+            image_token_id=self.image_token_id,
+            num_image_tokens=self.tokens_per_image,
+            max_length=self.max_length,
+        )
+
 
 class Batch(NamedTuple):
     """A micro-batch. ids, labels: int64 [rows, length]; pixels: float32 [images, 3, side, side].
 
-    index_rows: of the index, one a row. num_tokens: without padding. dropped: reason -> rows.
+    positions: int64 [1, length] of samples packed into one row, 0 where one begins; or None.
+    index_rows: of the index, one a sample. num_tokens: without padding. num_images: without empty
+    ones. dropped: reason -> samples.
     """
 
     ids: Tensor
     labels: Tensor
     pixels: Tensor
+    positions: Tensor | None
     index_rows: NDArray[np.int64]
     num_tokens: int
+    num_images: int
     dropped: Counter[str]
 
 
-def collate(micro: MicroBatch, *, padding_id: int) -> Batch | Counter[str]:
-    """Return a micro-batch's rows, padded on the right; or, without any, why each was dropped."""
+def collate(
+    micro: MicroBatch, *, padding_id: int, packing: bool = False, dummy_images: bool = False
+) -> Batch | Counter[str]:
+    """Return a micro-batch's samples; or, without any, why each was dropped.
+
+    Side by side, padded on the right, or packed into one row. dummy_images: behind all images, an
+    empty one for each sample without any.
+    """
     kept = [at for at, one in enumerate(micro.items) if isinstance(one, Row)]
     dropped = Counter(one for one in micro.items if isinstance(one, str))
     if not kept:
         return dropped
     rows: list[Row] = [micro.items[at] for at in kept]
+    laid = _packed if packing else _padded
+    pixels = [one.pixels for one in rows]
+    if dummy_images:
+        num_empty = sum(not len(one) for one in pixels)
+        pixels.append(np.zeros((num_empty, *pixels[0].shape[1:]), np.float32))
     return Batch(
-        _padded([one.ids for one in rows], padding_id),
-        _padded([one.labels for one in rows], IGNORED),
-        torch.from_numpy(np.concatenate([one.pixels for one in rows])),
+        laid([one.ids for one in rows], padding_id),
+        laid([one.labels for one in rows], IGNORED),
+        torch.from_numpy(np.concatenate(pixels)),
+        _packed([np.arange(len(one.ids)) for one in rows]) if packing else None,
         micro.rows[kept],
-        sum(len(one.ids) for one in rows),
-        dropped,
+        num_tokens=sum(len(one.ids) for one in rows),
+        num_images=sum(len(one.pixels) for one in rows),
+        dropped=dropped,
     )
+
+
+def _packed(rows: Sequence[NDArray[np.int64]], _value: int = 0) -> Tensor:
+    return torch.from_numpy(np.concatenate(rows))[None]
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], value: int) -> Tensor:

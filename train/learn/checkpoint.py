@@ -20,9 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manifests import paths, store
@@ -191,11 +189,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     from safetensors.torch import save
 
     return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
-
-
-def uids_hash(uids: NDArray[np.uint64]) -> str:
-    """Return the SHA-256 of a set of uids, in hex; order and repeats do not matter."""
-    return hashlib.sha256(np.unique(uids).astype("<u8").tobytes()).hexdigest()
 
 
 def data_fingerprints(directories: list[str]) -> list[str | None]:

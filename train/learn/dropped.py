@@ -6,7 +6,8 @@ so no checkpoint is ahead of it. At the end all of them become one table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,6 +29,8 @@ SCHEMA = pa.schema(
 )
 """directory: of the stage that wrote the row's shard. step: of the run, as in log.jsonl."""
 
+BEFORE_PLANNING = -1
+
 _PREFIX, _SUFFIX = "dropped-", ".jsonl"
 
 
@@ -40,19 +43,7 @@ class DroppedRows:
 
     def add(self, dropped: Sequence[tuple[int, str]], *, epoch: int, step: int) -> None:
         """Write a step's dropped rows: (row of the index, reason) each."""
-        index = self._index
-        lines = [
-            {
-                "uid": int(index.uid[row]),
-                "key": index.key[row].as_py(),
-                "source": index.sources[index.source[row]],
-                "directory": index.directory[index.shard[row]],
-                "epoch": epoch,
-                "step": step,
-                "reason": reason,
-            }
-            for row, reason in dropped
-        ]
+        lines = _lines(self._index, dropped, epoch=epoch, step=step)
         if lines:
             self._lines.add(lines)
             self._lines.flush()
@@ -64,9 +55,14 @@ def cut_dropped(out: str, steps_done: int) -> None:
         cut_lines(out, name, steps_done)
 
 
-def write_dropped(out: str) -> int:
-    """Write what all ranks dropped as one table, by step and uid; return its number of rows."""
-    rows = [line for name in _names(out) for line in read_lines(paths.join(out, name))]
+def write_dropped(out: str, chosen: Index, refused: Mapping[int, str]) -> int:
+    """Write what all ranks dropped as one table, by step and uid; return its number of rows.
+
+    Args: refused: rows of `chosen` that were refused before planning, by reason: BEFORE_PLANNING is
+    their epoch and step.
+    """
+    rows = _lines(chosen, list(refused.items()), epoch=BEFORE_PLANNING, step=BEFORE_PLANNING)
+    rows += [line for name in _names(out) for line in read_lines(paths.join(out, name))]
     rows.sort(key=lambda row: (row["step"], row["uid"], row["reason"]))
     store.write(out, DROPPED, pa.Table.from_pylist(rows, SCHEMA))
     return len(rows)
@@ -77,6 +73,23 @@ def remove_dropped_lines(out: str) -> None:
     for name in _names(out):
         fs, local = paths.filesystem(paths.join(out, name))
         fs.rm(local)
+
+
+def _lines(
+    index: Index, dropped: Sequence[tuple[int, str]], *, epoch: int, step: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "uid": int(index.uid[row]),
+            "key": index.key[row].as_py(),
+            "source": index.sources[index.source[row]],
+            "directory": index.directory[index.shard[row]],
+            "epoch": epoch,
+            "step": step,
+            "reason": reason,
+        }
+        for row, reason in dropped
+    ]
 
 
 def _names(out: str) -> list[str]:

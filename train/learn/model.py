@@ -2,10 +2,11 @@
 
 The modules are those of `LlavaForConditionalGeneration`, the forward pass is ours:
 
-- the frozen tower runs without a graph, and the projector in float32 beside a bfloat16 model;
-- rows are padded on the right and no mask is given, so attention is plainly causal;
+- a frozen tower runs without a graph, and the projector in float32 beside a bfloat16 model;
+- rows are padded on the right, or packed, and no mask is given, so attention is plainly causal;
 - the head is applied to the positions that are trained, not to all;
-- without images the projector still takes part, with no row: its gradients are zero, not None.
+- without images the projector still takes part, with no row: its gradients are zero, not None;
+- what is trained and shown is found where ids and labels are: if on the CPU, no GPU waits for it.
 """
 
 from __future__ import annotations
@@ -18,45 +19,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from manifests import paths, store
-from manifests.errors import UserError
 from train.config import LoraConfig, TrainConfig
+from train.learn.loading import compile_layers, compute_layers_again, load_llava
+from train.learn.packing import check_packing
+from train.learn.tower import cut_tower, tower_features
 from train.text.template import IGNORED
+
+MOST_LOGITS_BYTES = 2**29
+"""Logits of more bytes, in float32, are computed in pieces, and again in the backward pass."""
+
+_GROUPS = {"multi_modal_projector": "projector", "vision_tower": "tower"}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedLlava:
     """A LLaVA of which some tensors train. whole: with adapters, as peft wraps it, or else `llava`.
 
-    llava: a LlavaForConditionalGeneration.
+    llava: a LlavaForConditionalGeneration, its tower cut after the feature layer. dtype: in which
+    the language model computes; mixed: also float32 weights in it.
     """
 
     llava: Any
     whole: Any
+    dtype: torch.dtype
+    mixed: bool
 
     @classmethod
     def load(cls, model_dir: str, config: TrainConfig) -> TrainedLlava:
         """Return a model of a composed directory, ready for a stage.
 
-        Adapters are drawn from the config's seed. Raises: UserError for a model of another kind.
+        Adapters are drawn from the config's seed. Raises: UserError for a model of another kind,
+        and for what this machine lacks.
         """
-        from transformers import LlavaForConditionalGeneration
-
-        _check_kind(model_dir)
-        dtype = "auto" if config.dtype == "keep" else getattr(torch, config.dtype)
-        llava = LlavaForConditionalGeneration.from_pretrained(model_dir, dtype=dtype)
-        _check_feature_layer(llava.config)
+        llava = load_llava(model_dir, config)
+        cut_tower(llava)
         llava.requires_grad_(False)
+        dtype = llava.get_input_embeddings().weight.dtype
         whole = llava
         if config.stage == "adapter":
             whole = _with_adapters(llava, config.lora, config.seed)
-        llava.model.multi_modal_projector.float().requires_grad_(True)
         whole.train()
         llava.model.vision_tower.eval()
-        if config.gradient_checkpointing:
-            _compute_layers_again(llava.model.language_model)
-        return cls(llava, whole)
+        for module in _trained_modules(llava, config):
+            module.float().requires_grad_(True).train()
+        _settle_layers(llava, config)
+        is_short = dtype in (torch.bfloat16, torch.float16)
+        mixed = is_short and (config.stage != "projector" or config.tower_lr is not None)
+        return cls(llava, whole, dtype, mixed)
 
     @property
     def tokens_per_image(self) -> int:
@@ -65,50 +76,136 @@ class TrainedLlava:
         return int(vision.image_size // vision.patch_size) ** 2
 
     @property
-    def _drops_class_token(self) -> bool:
-        return bool(self.llava.config.vision_feature_select_strategy == "default")
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        found: torch.device = self.llava.get_input_embeddings().weight.device
+        return found
 
     def trainables(self) -> dict[str, nn.Parameter]:
-        """Return what trains, by its name in `llava`, in the model's order."""
+        """Return what trains, by its name in `llava`, in the model's order.
+
+        A head that is tied to the embedding is the embedding, once.
+        """
         named = self.llava.named_parameters()
         return {name: one for name, one in named if one.requires_grad}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return what trains by its learning rate: projector, and adapter in that stage."""
+        """Return what trains by its learning rate: projector, tower, adapter or language_model."""
         found: dict[str, list[nn.Parameter]] = {}
         for name, one in self.trainables().items():
-            is_projector = ".multi_modal_projector." in f".{name}"
-            found.setdefault("projector" if is_projector else "adapter", []).append(one)
+            rest = "adapter" if ".lora_" in name else "language_model"
+            part = name.removeprefix("model.").partition(".")[0]
+            found.setdefault(_GROUPS.get(part, rest), []).append(one)
         return found
 
-    def losses(self, ids: Tensor, labels: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each trained token, and its row: float32 [k] and int64 [k].
+    def check_packing(self) -> None:
+        """Check that packed samples do not see each other. Raises: UserError."""
+        ids = torch.arange(17, device=self.device)
+        embedded = self.llava.get_input_embeddings()(ids).to(self.dtype)
+        with self._computing():
+            check_packing(self.llava.model.language_model, embedded)
 
-        ids, labels: int64 [rows, length], padded on the right (labels with IGNORED). pixels:
-        float [images, 3, side, side], in the order of the rows; there may be no image.
+    def losses(
+        self, ids: Tensor, labels: Tensor, pixels: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of each trained token, and its sample: float32 [k] and int64 [k].
+
+        ids, labels: int64 [rows, length], padded on the right (labels with IGNORED). pixels: float
+        [images, 3, side, side], in the order of the rows; there may be no image, and those without
+        a token in `ids` count for nothing. positions: int64 [1, length] of packed samples, 0 where
+        one begins. All may be on the CPU, and samples are returned where labels are.
         """
         llava = self.llava
-        embedded = llava.get_input_embeddings()(ids)
-        features = llava.model.multi_modal_projector(self._features(pixels).float())
-        is_image = (ids == llava.config.image_token_id)[..., None]
-        embedded = embedded.masked_scatter(is_image, features.to(embedded.dtype))
-        decoder = llava.model.language_model
-        hidden = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
-        trained = wanted != IGNORED
-        logits = llava.lm_head(hidden[trained]).float()
-        losses = functional.cross_entropy(logits, wanted[trained], reduction="none")
-        return losses, trained.nonzero()[:, 0]
+        trained, sample = _trained_tokens(labels, positions)
+        is_image = ids == llava.config.image_token_id
+        device = self.device
+        at, wanted, shown = (
+            moved(one, device)
+            for one in (
+                trained.flatten().nonzero()[:, 0] - 1,
+                labels[trained],
+                is_image.flatten().nonzero()[:, 0],
+            )
+        )
+        features = self._features(moved(pixels, device))
+        with self._computing():
+            embedded = llava.get_input_embeddings()(moved(ids, device)).to(self.dtype)
+            seen = features.flatten(0, 1)[: len(shown)].to(self.dtype)
+            inputs = embedded.flatten(0, 1).index_copy(0, shown, seen).view_as(embedded)
+            hidden = llava.model.language_model(
+                inputs_embeds=inputs,
+                position_ids=None if positions is None else moved(positions, device),
+                use_cache=False,
+            ).last_hidden_state.flatten(0, 1)
+            losses = _token_losses(llava.lm_head, hidden.index_select(0, at), wanted)
+        return losses, sample
 
-    @torch.no_grad()
     def _features(self, pixels: Tensor) -> Tensor:
-        """Return the tower's features of each image: [images, tokens, width]."""
-        config, tower = self.llava.config, self.llava.model.vision_tower
-        if not len(pixels):
-            return pixels.new_zeros(0, self.tokens_per_image, config.vision_config.hidden_size)
-        seen = tower(pixels.to(tower.dtype), output_hidden_states=True)
-        features: Tensor = seen.hidden_states[config.vision_feature_layer]
-        return features[:, 1:] if self._drops_class_token else features
+        """Return what stands for each image: float32 [images, tokens, width]."""
+        with self._computing():
+            seen = tower_features(self.llava, pixels)
+        found: Tensor = self.llava.model.multi_modal_projector(seen.float())
+        return found
+
+    def _computing(self) -> torch.autocast:
+        """Let float32 weights that train compute in the dtype of the frozen ones beside them."""
+        dtype = self.dtype if self.mixed else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.mixed)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; from a CPU to a GPU without waiting for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _trained_tokens(labels: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return which tokens are predicted and trained, and their samples: bool [r, n], int64 [k].
+
+    A first token is predicted by nothing, least of all by the sample before it.
+    """
+    trained = labels != IGNORED
+    if positions is None:
+        trained[:, 0] = False
+        return trained, trained.nonzero()[:, 0]
+    begins = positions == 0
+    trained &= ~begins
+    return trained, (begins.flatten().cumsum(0) - 1)[trained.flatten()]
+
+
+def _token_losses(head: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Return each token's loss: float32 [k]. hidden: [k, width]; wanted: int64 [k]."""
+    at_once = max(MOST_LOGITS_BYTES // (4 * head.out_features), 1)
+    if len(hidden) <= at_once:
+        return _cross_entropy(head, hidden, wanted)
+    pieces = zip(torch.split(hidden, at_once), torch.split(wanted, at_once), strict=True)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(_cross_entropy, head, *one, **options) for one in pieces])
+
+
+def _cross_entropy(head: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
+    return functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
+
+
+def _trained_modules(llava: Any, config: TrainConfig) -> list[nn.Module]:
+    """Return the modules that train as a whole."""
+    found = [llava.model.multi_modal_projector]
+    if config.stage == "full":
+        found += [llava.model.language_model, llava.lm_head]
+    if config.tower_lr is not None:
+        found.append(llava.model.vision_tower)
+    return found
+
+
+def _settle_layers(llava: Any, config: TrainConfig) -> None:
+    """Compute layers as the config asks: again in the backward pass, compiled."""
+    if config.gradient_checkpointing:
+        compute_layers_again(llava.model.language_model)
+        if config.tower_lr is not None:
+            compute_layers_again(llava.model.vision_tower)
+    if config.compile:
+        compile_layers(llava.model.language_model)
 
 
 def adapted_layers(llava: nn.Module) -> str:
@@ -144,33 +241,3 @@ def _with_adapters(llava: nn.Module, lora: LoraConfig, seed: int) -> Any:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         torch.manual_seed(seed)
         return peft.get_peft_model(llava, adapter_config(llava, lora))
-
-
-def _compute_layers_again(decoder: Any) -> None:
-    """Let the language model's layers keep no activations.
-
-    Not by peft, and without gradients of embeddings, which transformers asks for here: both are for
-    reentrant checkpoints, and on the whole model they would give the frozen tower a graph.
-    """
-    enable = getattr(decoder, "activation_checkpointing_enable", None)  # from transformers 5.23
-    (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
-    decoder.disable_input_require_grads()
-
-
-def _check_kind(model_dir: str) -> None:
-    found = store.read_json(paths.join(model_dir, "config.json"))
-    if found is None or found.get("model_type") != "llava":
-        raise UserError(
-            f"{model_dir} holds no LLaVA model.",
-            "Its config.json is missing or of another model_type.",
-            "Compose a tower and a language model first, and train that directory.",
-        )
-
-
-def _check_feature_layer(config: Any) -> None:
-    if not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"The model takes features of the layers {config.vision_feature_layer}.",
-            "Only one layer's are trained on here.",
-            "Compose a model, whose vision_feature_layer is one number.",
-        )

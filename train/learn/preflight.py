@@ -19,8 +19,9 @@ import torch
 
 from manifests.errors import UserError
 from train.data.batches import MicroBatch
+from train.data.cuts import Ints
 from train.data.index import Index
-from train.data.plan import Ints, Plan, idle_share, naive_padding_share, padding_share
+from train.data.plan import Plan, idle_share, naive_padding_share, padding_share
 from train.data.samples import Batch, Row, RowMaker, collate
 from train.learn.measure import peak_memory
 from train.learn.step import Learner

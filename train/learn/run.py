@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from manifests import paths, store
 from manifests.errors import StageFailed, UserError
 from train.config import TrainConfig
 from train.data.batches import MicroBatch, batches
-from train.data.index import Index, read_subset
-from train.data.plan import START, Columns, Cursor, Plan, make_plan, num_steps, plan_hash
+from train.data.plan import START, Cursor, Plan
+from train.data.planning import PlannedRows
 from train.data.samples import RowMaker
 from train.learn.checkpoint import (
     Checkpoint,
@@ -30,7 +29,6 @@ from train.learn.checkpoint import (
     data_fingerprints,
     read_projector,
     tensors_hash,
-    uids_hash,
     write_trained,
 )
 from train.learn.dropped import cut_dropped, remove_dropped_lines, write_dropped
@@ -94,10 +92,10 @@ def train(
         "projector": projector and paths.absolute(projector),
     }
     with joined_ranks() as ranks:
-        run = _begin(config, inputs, out, ranks)
+        run = _begin(config, inputs, out, ranks, num_workers)
         run.restore(inputs)
         if preflight and not run.steps_done:
-            seen = look_ahead(run.plan(0), run.index, run.make_row, run.learner)
+            seen = look_ahead(run.plan(0), run.rows.index, run.make_row, run.learner)
             if say is not None and ranks.is_first:
                 say("\n".join(plain_lines(seen)))
         run.go_on(num_workers, on_step, say)
@@ -115,7 +113,7 @@ class _Run:
     out: str
     identity: Mapping[str, Any]
     learner: Learner
-    index: Index
+    rows: PlannedRows
     make_row: RowMaker
     cursor: Cursor = START
     steps_done: int = 0
@@ -126,16 +124,9 @@ class _Run:
         """Return the processes that share the work."""
         return self.learner.ranks
 
-    @cached_property
-    def columns(self) -> Columns:
-        """What plans are made from."""
-        return self.index.columns()
-
     def plan(self, epoch: int) -> Plan:
         """Return an epoch's plan."""
-        seed, size = self.config.seed, self.ranks.size
-        columns, config = self.columns, self.config.plan
-        return make_plan(columns, seed=seed, epoch=epoch, config=config, world_size=size)
+        return self.rows.plan(self.config, epoch=epoch, world_size=self.ranks.size)
 
     def restore(self, inputs: Mapping[str, Any]) -> None:
         """Take up the last checkpoint, if there is one, and cut what was written after it."""
@@ -160,12 +151,8 @@ class _Run:
         self, num_workers: int, on_step: Callable[[Entry], None] | None, say: Say | None
     ) -> None:
         """Take all steps that are left, and write the result."""
-        config, epochs = self.config, range(self.config.epochs)
-        total = sum(
-            num_steps(self.columns, seed=config.seed, epoch=one, config=config.plan)
-            for one in epochs
-        )
-        steps = MeasuredSteps(config, self.learner, self.index, self.out, total)
+        total = self.rows.num_steps(self.config)
+        steps = MeasuredSteps(self.config, self.learner, self.rows.index, self.out, total)
         with ExitStack() as opened:
             recorder = _Recorder(self, total, on_step, say, opened) if self.ranks.is_first else None
             for here, batch_size, read in self._steps(num_workers):
@@ -182,14 +169,15 @@ class _Run:
         for epoch in range(start.epoch, self.config.epochs):
             plan, rank = self.plan(epoch), self.ranks.rank
             first = start.step if epoch == start.epoch else 0
-            read = batches(plan, rank, self.index, self.make_row, num_workers, start=first)
+            read = batches(plan, rank, self.rows.index, self.make_row, num_workers, start=first)
             for step in range(first, plan.num_steps):
                 yield Cursor(epoch, step), len(plan.batch(step)), read
 
     def _finish(self) -> None:
         """Write what was trained and what was not. Raises: StageFailed when a row is neither."""
         write_trained(self.out, self.learner.trained)
-        num_dropped = write_dropped(self.out)
+        refused = self.rows.refused
+        num_dropped = write_dropped(self.out, self.rows.chosen, refused) - len(refused)
         counts = {name: self.totals[name] for name in _ADDED_UP}
         if num_dropped != counts["dropped"]:
             raise StageFailed(
@@ -250,34 +238,45 @@ class _Recorder:
         )
 
 
-def _begin(config: TrainConfig, inputs: Mapping[str, Any], out: str, ranks: Ranks) -> _Run:
+def _begin(
+    config: TrainConfig, inputs: Mapping[str, Any], out: str, ranks: Ranks, num_workers: int
+) -> _Run:
     """Return a run before its first step. inputs: those of inputs.json. Raises: UserError."""
     model_dir, data_dirs = inputs["model_dir"], inputs["data_dirs"]
     model = TrainedLlava.load(model_dir, config)
     _check_image_tokens(config, model.tokens_per_image)
     taken = _take_projector(model, inputs["projector"])
     model.llava.to(ranks.device)
-    index, kept = _read_index(data_dirs, inputs["subset"])
+    image_id = model.llava.config.image_token_id
+    make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
+    rows = _planned(inputs, make_row, config, out, ranks, num_workers)
     identity = {
         "config": config.deciding(),
         "base": ranks.from_first(lambda: base_hash(model_dir)),
         "projector": taken,
-        "plan": plan_hash(index.columns(), seed=config.seed, config=config.plan),
+        "plan": rows.plan_hash(config),
         "data": data_fingerprints(data_dirs),
-        "subset": kept,
+        "subset": rows.subset,
     }
-    image_id = model.llava.config.image_token_id
-    make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
-    return _Run(config, out, identity, Learner(model, config, ranks), index, make_row)
+    return _Run(config, out, identity, Learner(model, config, ranks), rows, make_row)
 
 
-def _read_index(data_dirs: list[str], subset: str | None) -> tuple[Index, str | None]:
-    """Return the index of what is trained on, and the subset's SHA-256, in hex."""
-    index = Index.load(data_dirs)
-    if subset is None:
-        return index, None
-    uids = read_subset(subset)
-    return index.subset(uids), uids_hash(uids)
+def _planned(
+    inputs: Mapping[str, Any],
+    make_row: RowMaker,
+    config: TrainConfig,
+    out: str,
+    ranks: Ranks,
+    num_workers: int,
+) -> PlannedRows:
+    """Return what is trained on; the first rank measures the rows, the others read its figures."""
+
+    def read(workers: int = 0) -> PlannedRows:
+        data_dirs, subset = inputs["data_dirs"], inputs["subset"]
+        return PlannedRows.read(data_dirs, subset, make_row, config, out, num_workers=workers)
+
+    ranks.agree(lambda: read(num_workers) if ranks.is_first else None)
+    return read()
 
 
 def _check_image_tokens(config: TrainConfig, tokens_per_image: int) -> None:

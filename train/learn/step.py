@@ -1,14 +1,16 @@
 """One optimizer step: sums of losses, added up over ranks and divided by the number of labels.
 
 The gradient is that of the mean over all labels of the global batch, however it is cut. Hugging
-Face's and LLaVA's mean of means is another one where micro-batches have unequal numbers of labels.
+Face's and LLaVA's mean of means is another one where micro-batches have unequal numbers of labels;
+it is there to compare with (loss_normalisation). Sums stay on the device until a step's end, so
+that a GPU is asked once a step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +22,25 @@ from torch import Tensor, distributed, nn
 from train.config import TrainConfig
 from train.data.batches import MicroBatch
 from train.data.samples import Batch, collate
-from train.learn.model import TrainedLlava
+from train.learn.model import TrainedLlava, moved
 from train.learn.ranks import Ranks
 
-_COUNTED = ("rows", "images", "tokens", "padded", "dropped")
+_COUNTED = ("rows", "images", "tokens", "padded", "dropped", "micro_batches")
+_MOST_AT_ONCE = 2**26  # numbers in a message between ranks: 256 MiB
 
 
 @dataclass(eq=False)
 class Tally:
     """What a step adds up. by_source: float64 [sources, (sum of losses, labels)].
 
-    counts: rows, images, tokens (without padding), padded (with it), and dropped rows.
-    reasons: why rows were dropped, on this rank.
+    counts: rows, images, tokens (without padding), padded (with it), dropped rows, and the
+    micro_batches that have labels. reasons: why rows were dropped, on this rank. sum_of_means: of
+    the mean losses of micro-batches. weighs_micro_batches: all alike, or else labels all alike.
     """
 
     by_source: NDArray[np.float64]
+    weighs_micro_batches: bool = False
+    sum_of_means: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -43,22 +49,30 @@ class Tally:
         """Tokens that were trained."""
         return int(self.by_source[:, 1].sum())
 
+    @property
+    def num_terms(self) -> int:
+        """What the sums of gradients and losses are divided by: labels, or micro-batches."""
+        return self.counts["micro_batches"] if self.weighs_micro_batches else self.num_labels
+
     def numbers(self) -> list[float]:
         """Return all that ranks add up."""
-        return [*self.by_source.reshape(-1), *(self.counts[name] for name in _COUNTED)]
+        counts = (self.counts[name] for name in _COUNTED)
+        return [*self.by_source.reshape(-1), self.sum_of_means, *counts]
 
     def take(self, numbers: list[float]) -> None:
         """Replace them by their sum over ranks."""
         size = self.by_source.size
         self.by_source = np.array(numbers[:size]).reshape(-1, 2)
-        self.counts = Counter(dict(zip(_COUNTED, map(int, numbers[size:]), strict=True)))
+        self.sum_of_means, *counts = numbers[size:]
+        self.counts = Counter(dict(zip(_COUNTED, map(int, counts), strict=True)))
 
     def measured(self, sources: tuple[str, ...], seconds: float) -> dict[str, Any]:
         """Return what the log says of the step, JSON-ready; rates are of all ranks together."""
         losses, labels = self.by_source.T
         counts = self.counts
+        total = self.sum_of_means if self.weighs_micro_batches else losses.sum()
         return {
-            "loss": losses.sum() / labels.sum(),
+            "loss": total / self.num_terms,
             "loss_by_source": {
                 name: losses[at] / labels[at] for at, name in enumerate(sources) if labels[at]
             },
@@ -80,8 +94,18 @@ class Learner:
         self.ranks = ranks
         self.trained = model.trainables()
         self.groups = model.groups()
-        self._max_norm = config.max_grad_norm
-        rates = {"projector": config.projector_lr, "adapter": config.adapter_lr}
+        self._config = config
+        rates = {
+            "projector": config.projector_lr,
+            "adapter": config.adapter_lr,
+            "language_model": config.language_model_lr,
+            "tower": config.tower_lr,
+        }
+        on_gpu = ranks.device.type == "cuda"
+        if on_gpu:
+            torch.set_float32_matmul_precision("high")  # as Bunny's `tf32`
+        if config.plan.packing:
+            model.check_packing()
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": group, "name": name, "lr": rates[name], "initial_lr": rates[name]}
@@ -90,6 +114,7 @@ class Learner:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=on_gpu or None,
         )
 
     def step(
@@ -100,9 +125,13 @@ class Learner:
         source: of each row of the index. Every rank must call it, also without a micro-batch.
         """
         self.optimizer.zero_grad()
-        tally = Tally(np.zeros((num_sources, 2)))
+        by_mean = self._config.loss_normalisation == "micro_batch_mean"
+        tally = Tally(np.zeros((num_sources, 2)), by_mean)
+        sums = torch.zeros(num_sources + 1, dtype=torch.float64, device=self.ranks.device)
         for micro in micros:
-            self._learn(micro, source, tally)
+            self._learn(micro, source, tally, sums)
+        tally.by_source[:, 0] = sums[:-1].cpu().numpy()
+        tally.sum_of_means = float(sums[-1])
         self._add_ranks(tally)
         return tally
 
@@ -121,47 +150,59 @@ class Learner:
         """Return the learning rate of each group in the last update."""
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
-    def _learn(self, micro: MicroBatch, source: NDArray[np.integer[Any]], tally: Tally) -> None:
-        """Add a micro-batch's gradients and counts."""
+    def _learn(
+        self, micro: MicroBatch, source: NDArray[np.integer[Any]], tally: Tally, sums: Tensor
+    ) -> None:
+        """Add a micro-batch's gradients and counts. sums: losses by source, then of means."""
         image_id = self.model.llava.config.image_token_id
-        batch = collate(micro, padding_id=0 if image_id else 1)
+        batch = collate(
+            micro,
+            padding_id=0 if image_id else 1,
+            packing=self._config.plan.packing,
+            dummy_images=self._config.dummy_images,
+        )
         dropped = batch.dropped if isinstance(batch, Batch) else batch
         tally.reasons.update(dropped)
         tally.counts["dropped"] += dropped.total()
         if not isinstance(batch, Batch):
             return
-        tensors = (one.to(self.ranks.device) for one in batch[:3])
-        losses, rows = self.model.losses(*tensors)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        of = source[batch.index_rows[rows.cpu().numpy()]]
-        tally.by_source[:, 0] += np.bincount(
-            of, losses.detach().cpu().double().numpy(), len(tally.by_source)
-        )
+        losses, samples = self.model.losses(*batch[:4])
+        mean = losses.sum() / max(len(losses), 1)
+        whole = mean if tally.weighs_micro_batches else losses.sum()
+        whole.backward()  # type: ignore[no-untyped-call]
+        of = source[batch.index_rows[samples.numpy()]]
+        found = torch.zeros_like(sums)
+        by_token = moved(torch.from_numpy(of).long(), sums.device)
+        found.index_add_(0, by_token, losses.detach().double())
+        found[-1] = mean.detach()
+        sums += found
         tally.by_source[:, 1] += np.bincount(of, minlength=len(tally.by_source))
         tally.counts.update(
-            rows=len(batch.ids),
-            images=len(batch.pixels),
+            rows=len(batch.index_rows),
+            images=batch.num_images,
             tokens=batch.num_tokens,
             padded=batch.ids.numel(),
+            micro_batches=bool(len(of)),
         )
 
     def _add_ranks(self, tally: Tally) -> None:
-        """Make gradients and counts those of all ranks, in one message; then gradients means."""
+        """Make gradients and counts those of all ranks; then gradients means."""
         for one in self.trained.values():
             one.grad = torch.zeros_like(one) if one.grad is None else one.grad
         grads = [one.grad for one in self.trained.values() if one.grad is not None]
         if self.ranks.size > 1:
             tally.take(_summed(grads, tally.numbers()))
         for grad in grads:
-            grad.div_(max(tally.num_labels, 1))
+            grad.div_(max(tally.num_terms, 1))
 
     def _clip(self) -> dict[str, float]:
         norms = {name: _norm(group) for name, group in self.groups.items()}
         whole = torch.stack(list(norms.values())).norm()
-        if self._max_norm is not None and whole > self._max_norm:
+        if self._config.max_grad_norm is not None:
+            scale = (self._config.max_grad_norm / whole).clamp(max=1)  # exactly 1 below it
             for one in self.trained.values():
                 if one.grad is not None:
-                    one.grad.mul_(self._max_norm / whole)
+                    one.grad.mul_(scale)
         return {name: float(norm) for name, norm in norms.items()}
 
 
@@ -182,14 +223,25 @@ def _summed(grads: list[Tensor], numbers: list[float]) -> list[float]:
     In float32 also the numbers: counts of a step are exact up to 2^24.
     """
     counted = torch.tensor(numbers, dtype=torch.float32, device=grads[0].device)
-    flat = torch.cat([*(one.reshape(-1) for one in grads), counted])
-    distributed.all_reduce(flat)
-    sizes = [*(one.numel() for one in grads), len(numbers)]
-    *pieces, counted = torch.split(flat, sizes)
-    for grad, piece in zip(grads, pieces, strict=True):
-        grad.copy_(piece.view_as(grad))
+    for group in _messages([*grads, counted]):
+        flat = torch.cat([one.reshape(-1) for one in group])
+        distributed.all_reduce(flat)
+        pieces = torch.split(flat, [one.numel() for one in group])
+        for one, piece in zip(group, pieces, strict=True):
+            one.copy_(piece.view_as(one))
     found: list[float] = counted.tolist()
     return found
+
+
+def _messages(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in groups of a bounded size: their copy takes memory of its own."""
+    group: list[Tensor] = []
+    for one in tensors:
+        if group and sum(map(Tensor.numel, group)) + one.numel() > _MOST_AT_ONCE:
+            yield group
+            group = []
+        group.append(one)
+    yield group
 
 
 def _norm(group: list[nn.Parameter]) -> Tensor:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from manifests import paths, store
 from manifests.errors import UserError
+from train.data.cuts import Ints
 from train.data.index import Index, read_subset
-from train.data.plan import Columns, Ints, num_steps, order, plan_hash
+from train.data.plan import Columns, num_steps, order, plan_hash
 from train.learn.checkpoint import data_fingerprints
 from train.models.finished_run import FinishedRun
 

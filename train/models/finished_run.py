@@ -13,7 +13,8 @@ from manifests import paths, store
 from manifests.errors import UserError
 from train.config import TrainConfig
 from train.learn.checkpoint import TRAINED, base_hash
-from train.learn.run import DONE, LOG
+from train.learn.log import LOG
+from train.learn.run import DONE
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from manifests import paths, store
 from manifests.errors import UserError
+from train.data.cuts import Ints
 from train.data.index import Index
-from train.data.plan import Ints
 from train.models.draws import Draw, Draws
 from train.models.finished_run import INPUTS, FinishedRun
 from train.models.provenance import TRAINING, runs_in, unknown_parts
