@@ -57,7 +57,8 @@ def test_towers_that_llava_cannot_hold_are_refused(
     [
         ({"model_type": "gemma2"}, "final_logit_softcapping.*Gemma 3"),
         ({"model_type": "cohere"}, "logit_scale"),
-        ({"model_type": "minicpm", "auto_map": {}}, "converted to Granite"),
+        ({"model_type": "minicpm", "num_experts": 8}, "num_experts=8.*MiniCPM-2B"),
+        ({"model_type": "no_such", "auto_map": {}}, "no_such model.*code of its own"),
         ({"model_type": "gemma3", "text_config": {}}, "text-only release"),
         ({"model_type": "llama", "quantization_config": {}}, "unquantised"),
     ],

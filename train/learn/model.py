@@ -22,6 +22,7 @@ from torch.nn import functional
 from manifests import paths, store
 from manifests.errors import UserError
 from train.config import LoraConfig, TrainConfig
+from train.models.towers import register_tower
 from train.text.template import IGNORED
 
 
@@ -165,6 +166,7 @@ def _check_kind(model_dir: str) -> None:
             "Its config.json is missing or of another model_type.",
             "Compose a tower and a language model first, and train that directory.",
         )
+    register_tower(found)
 
 
 def _check_feature_layer(config: Any) -> None:

@@ -14,6 +14,8 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 _NOT_OF_THE_TOWER = re.compile(r"text_model\.|logit_(scale|bias)$|(text|visual)_projection\.")
 _TOWER = re.compile(r"(vision_model\.)?(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.")
+_EVA = re.compile(r"(patch_embed|blocks|norm|norm_pre)\.|(cls_token|pos_embed)$")
+_NOT_OF_EVA = re.compile(r"(head|fc_norm|rope|text)\.|logit_(scale|bias)$")  # rope: made anew
 _BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")  # rebuilt when loading
 
 
@@ -32,6 +34,23 @@ def vision_key(name: str) -> str | None:
     if not _TOWER.match(name):
         raise KeyError(name)
     return "vision_tower.vision_model." + name.removeprefix("vision_model.")
+
+
+def eva_key(name: str) -> str | None:
+    """Return an EVA tensor's name in a LLaVA checkpoint, where train.models.eva looks for it.
+
+    Args:
+        name: as timm saves it, or open_clip (`visual.trunk.*`), or train.models.eva.
+
+    Returns: None for what a tower lacks: classifier, text model, temperature, rotary tables.
+    Raises: KeyError for any other name.
+    """
+    name = name.removeprefix("visual.trunk.").removeprefix("timm_model.")
+    if _NOT_OF_EVA.match(name):
+        return None
+    if not _EVA.match(name):
+        raise KeyError(name)
+    return f"vision_tower.timm_model.{name}"
 
 
 def language_key(name: str, tied: bool) -> str | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from train.models.compose import (
     SHARD_BYTES,
     check_dtype,
     llava_config,
-    load_tokenizer,
+    load_tokenizer_apart,
     tower_tensors,
     unfinished_directory,
     with_more_rows,
@@ -41,7 +39,6 @@ from train.models.towers import Tower, read_tower
 
 _MORE_ROWS = 64  # Bunny cuts the vocabulary to its tokenizer: often no row is left for images
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_TOKENIZER_FILES = {".json", ".model", ".txt", ".jinja"}
 _PICKLED = "pytorch_model.bin"
 _PROJECTOR_FILE = "mm_projector.bin"
 _LAYERS = {"0": "linear_1", "2": "linear_2"}
@@ -259,7 +256,7 @@ def _with_tower(
     """Return the tower, and all tensors: the directory's only where the checkpoint has none."""
     if directory is not None:
         tower = read_tower(Path(directory))
-        own = {one.name: one for one in tower_tensors(tower.path)}
+        own = {one.name: one for one in tower_tensors(tower)}
         named = own | named
         return replace(tower, raw=_with_head(tower.raw, named)), named
     if not any(name.startswith("vision_tower.") for name in named):
@@ -284,30 +281,11 @@ def _with_head(raw: dict[str, Any], named: dict[str, LazyTensor]) -> dict[str, A
 def _bunny_tokenizer(source: Path, lm: Path, family: str) -> Any:
     """Return the tokenizer, ending answers as Bunny does: Llama's chat models end with another."""
     has_own = (source / _TOKENIZER_CONFIG).exists()
-    tokenizer = _tokenizer_apart(source if has_own else lm)
+    tokenizer = load_tokenizer_apart(source if has_own else lm)
     end = FAMILIES[family].end
     if end in tokenizer.get_vocab():
         tokenizer.eos_token = end
     return tokenizer
-
-
-def _tokenizer_apart(path: Path) -> Any:
-    """Read a tokenizer away from config.json: beside Bunny's, Transformers asks to run its code."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / path.name
-        folder.mkdir()
-        for one in path.iterdir():
-            if one.suffix in _TOKENIZER_FILES and one.name != "config.json":
-                shutil.copy(one, folder / one.name)
-        if (given := folder / _TOKENIZER_CONFIG).exists():
-            config = json.loads(given.read_text())
-            config.pop("auto_map", None)
-            given.write_text(json.dumps(config))
-        try:
-            return load_tokenizer(folder)
-        except UserError as error:
-            named = error.what.replace(str(folder), str(path))
-            raise UserError(named, error.why, error.fix) from error
 
 
 def _image_row(tokenizer: Any, num_rows: int) -> tuple[ImageToken, int]:
