@@ -89,6 +89,23 @@ def test_hidden_states_are_the_embeddings_and_every_block(eva: Path, made: Compo
         assert torch.equal(state, torch.cat([prefix, patches], dim=1))
 
 
+def test_cut_after_the_feature_layer_it_gives_the_same(made: Composed, tmp_path: Path) -> None:
+    """As training and vLLM cut SigLIP and CLIP: by the same names of parts, and of a setting."""
+    model = loaded(made.path)
+    expected = model.get_image_features(pixels()).pooler_output
+    tower = model.model.vision_tower
+    tower.encoder.layers = tower.encoder.layers[:-1]
+    tower.post_layernorm = torch.nn.Identity()
+    assert torch.equal(tower(pixels()).last_hidden_state, tower(pixels()).hidden_states[-1])
+    model.config.vision_feature_layer = -1
+    model.config.vision_config.num_hidden_layers = 2
+    found = model.get_image_features(pixels()).pooler_output
+    assert all(map(torch.equal, found, expected))
+    model.save_pretrained(tmp_path)
+    again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert len(again.model.vision_tower.encoder.layers) == 2
+
+
 def test_the_published_tower_is_read_as_bunny_used_it(tmp_path: Path) -> None:
     config = {"architecture": PUBLISHED, "num_classes": 768, "global_pool": "token"}
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {}}))

@@ -40,17 +40,20 @@ def eva_key(name: str) -> str | None:
     """Return an EVA tensor's name in a LLaVA checkpoint, where train.models.eva looks for it.
 
     Args:
-        name: as timm saves it, or open_clip (`visual.trunk.*`), or train.models.eva.
+        name: as timm saves it, or open_clip (`visual.trunk.*`).
 
     Returns: None for what a tower lacks: classifier, text model, temperature, rotary tables.
     Raises: KeyError for any other name.
     """
-    name = name.removeprefix("visual.trunk.").removeprefix("timm_model.")
+    name = name.removeprefix("visual.trunk.")
     if _NOT_OF_EVA.match(name):
         return None
     if not _EVA.match(name):
         raise KeyError(name)
-    return f"vision_tower.timm_model.{name}"
+    for theirs, ours in (("blocks.", "encoder.layers."), ("norm.", "post_layernorm.")):
+        if name.startswith(theirs):
+            return f"vision_tower.{ours}{name.removeprefix(theirs)}"
+    return f"vision_tower.embeddings.{name}"
 
 
 def language_key(name: str, tied: bool) -> str | None:

@@ -15,9 +15,9 @@ from typing import Any
 import timm
 import torch
 from timm.models.eva import Eva
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 from manifests.errors import UserError
 from train.models.towers import EVA
@@ -40,19 +40,36 @@ class EvaClipVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     patch_size: int = 14
 
 
-class EvaClipVisionModel(TimmWrapperPreTrainedModel):  # type: ignore[no-untyped-call]
+class EvaClipVisionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """timm's EVA as LLaVA asks for a tower: hidden states of the class token and all patches.
 
-    The parent makes timm's rotary tables anew after loading: no checkpoint has them.
+    Its parts are called as SigLIP's and CLIP's are, so what cuts or freezes a tower does it here:
+    embeddings (timm's model without what follows), encoder.layers (its blocks), post_layernorm.
     """
 
     config_class = EvaClipVisionConfig
+    base_model_prefix = "vision_tower"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    _supports_sdpa = True  # timm chooses it by itself
 
     def __init__(self, config: EvaClipVisionConfig) -> None:
-        """Build the model that the config names; its weights are random."""
+        """Build the model that the config names, with num_hidden_layers blocks of random weights."""
         super().__init__(config)
-        self.timm_model = _timm_model(config.architecture, config.model_args or {})
+        args = {**(config.model_args or {}), "depth": config.num_hidden_layers}
+        eva = _timm_model(config.architecture, args)
+        self.encoder = nn.Module()
+        self.encoder.layers, eva.blocks = eva.blocks, nn.ModuleList()
+        self.post_layernorm, eva.norm = eva.norm, nn.Identity()
+        self.embeddings = eva
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Make timm's rotary tables, too: no checkpoint has them."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        make_tables = getattr(module, "init_non_persistent_buffers", None)
+        if make_tables is not None:
+            make_tables()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Return the class token and the patches, [images, 1 + patches, width], of every block.
@@ -65,14 +82,14 @@ class EvaClipVisionModel(TimmWrapperPreTrainedModel):  # type: ignore[no-untyped
             pixel_values: float [images, 3, side, side]; cast to the model's dtype.
             kwargs: Transformers' flags; whatever they ask for, all hidden states are returned.
         """
-        eva = self.timm_model
-        embedded, rotation = eva._pos_embed(eva.patch_embed(pixel_values.to(self.dtype)))
-        states = [eva.norm_pre(embedded)]
-        for block in eva.blocks:
+        first = self.embeddings
+        embedded, rotation = first._pos_embed(first.patch_embed(pixel_values.to(self.dtype)))
+        states = [first.norm_pre(embedded)]
+        blocks: Any = self.encoder.layers
+        for block in blocks:
             states.append(block(states[-1], rope=rotation))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=eva.norm(states[-1]), hidden_states=tuple(states)
-        )
+        last = self.post_layernorm(states[-1])
+        return BaseModelOutputWithPooling(last_hidden_state=last, hidden_states=tuple(states))
 
 
 def register_eva() -> None:

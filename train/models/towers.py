@@ -60,7 +60,7 @@ def read_tower(path: Path) -> Tower:
     _refuse_pickled_eva(path)
     raw = _read_config(path)
     kind = raw.get("model_type")
-    if kind == EVA or (kind is None and "architecture" in raw):
+    if kind is None and "architecture" in raw:  # timm's format
         return _read_eva(path, raw)
     if kind not in _VISION:
         raise _refused_tower(path, str(kind))
