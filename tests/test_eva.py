@@ -106,6 +106,23 @@ def test_cut_after_the_feature_layer_it_gives_the_same(made: Composed, tmp_path:
     assert len(again.model.vision_tower.encoder.layers) == 2
 
 
+def test_a_tower_that_trains_gets_the_same_gradients_with_blocks_computed_again(
+    made: Composed,
+) -> None:
+    found, passes = [], []
+    for again in (False, True):
+        tower = loaded(made.path).model.vision_tower.train()
+        if again:
+            tower.activation_checkpointing_enable({"use_reentrant": False})
+        calls: list[int] = []
+        tower.encoder.layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        tower(pixels()).last_hidden_state.square().mean().backward()
+        found.append({name: one.grad for name, one in tower.named_parameters()})
+        passes.append(len(calls))
+    assert passes == [1, 2]
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
 def test_the_published_tower_is_read_as_bunny_used_it(tmp_path: Path) -> None:
     config = {"architecture": PUBLISHED, "num_classes": 768, "global_pool": "token"}
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {}}))

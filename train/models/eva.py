@@ -9,6 +9,7 @@ Transformers' own TimmWrapperModel does not serve: its hidden states are maps, c
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ class EvaClipVisionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     base_model_prefix = "vision_tower"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True  # timm chooses it by itself
 
     def __init__(self, config: EvaClipVisionConfig) -> None:
-        """Build the model that the config names, with num_hidden_layers blocks of random weights."""
+        """Build the model of the config, with num_hidden_layers blocks; its weights are random."""
         super().__init__(config)
         args = {**(config.model_args or {}), "depth": config.num_hidden_layers}
         eva = _timm_model(config.architecture, args)
@@ -62,6 +64,7 @@ class EvaClipVisionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.encoder.layers, eva.blocks = eva.blocks, nn.ModuleList()
         self.post_layernorm, eva.norm = eva.norm, nn.Identity()
         self.embeddings = eva
+        self.gradient_checkpointing = False  # Transformers sets it, and the function that does it
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -86,8 +89,10 @@ class EvaClipVisionModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         embedded, rotation = first._pos_embed(first.patch_embed(pixel_values.to(self.dtype)))
         states = [first.norm_pre(embedded)]
         blocks: Any = self.encoder.layers
+        again = self.gradient_checkpointing and self.training
         for block in blocks:
-            states.append(block(states[-1], rope=rotation))
+            call = partial(self._gradient_checkpointing_func, block) if again else block
+            states.append(call(states[-1], rope=rotation))
         last = self.post_layernorm(states[-1])
         return BaseModelOutputWithPooling(last_hidden_state=last, hidden_states=tuple(states))
 
