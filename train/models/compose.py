@@ -94,7 +94,9 @@ def compose(
     processor_files.write_tokenizer(path, tokenizer, image, chat_template)
     processor_files.write_generation_config(path, lm.path, tokenizer)
     values = llava_config(tower, lm.raw, lm.config, image, resize_vocabulary, main_dtype)
-    _check(path, values, lm.path, main_dtype, divisor)
+    # more rows are another shape to multiply by, and may be summed in another order
+    exact = scale_folding.is_exact(divisor) and not resize_vocabulary
+    _check(path, values, lm.path, main_dtype, exact)
     store.write_json(str(path), "config.json", values)
     return Composed(str(path), image.text, image.id, tower.shape.num_tokens, warnings)
 
@@ -287,12 +289,9 @@ def llava_config(
     }
 
 
-def _check(
-    path: Path, values: dict[str, Any], base: Path, dtype: torch.dtype, divisor: float
-) -> None:
+def _check(path: Path, values: dict[str, Any], base: Path, dtype: torch.dtype, exact: bool) -> None:
     from transformers import LlavaConfig
 
     config = LlavaConfig.from_dict(json.loads(json.dumps(values)))
-    exact = scale_folding.is_exact(divisor)
     relative = 0.0 if exact else 8 * torch.finfo(dtype).eps
     check_same_text(path, config, base, dtype, relative=relative)
