@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,21 @@ def test_shards_hold_the_same_tensors(
     one, other = loaded(made.path).state_dict(), loaded(stock.path).state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_pickled_weights_are_the_same_model(
+    towers: dict[str, Path], llama: Path, stock: Composed, tmp_path: Path
+) -> None:
+    """CLIP-L at 336 pixels and MiniCPM-2B are published so."""
+    halves = {"tower": towers["siglip"], "lm": llama}
+    for name, half in halves.items():
+        shutil.copytree(half, tmp_path / name)
+        weights = tmp_path / name / "model.safetensors"
+        torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+        weights.unlink()
+    made = compose(str(tmp_path / "tower"), str(tmp_path / "lm"), str(tmp_path / "out"))
+    files = [Path(one.path) / "model.safetensors" for one in (made, stock)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:

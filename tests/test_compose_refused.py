@@ -111,7 +111,10 @@ def test_weights_must_be_whole_and_safe(
 ) -> None:
     base = save_language_model(tmp_path / "lm")
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickled"):
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+        compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
+    (base / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
         compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
         compose(str(towers["siglip"]), str(llama), str(tmp_path / "out"), dtype="int8")

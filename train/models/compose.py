@@ -22,9 +22,10 @@ from manifests import store
 from manifests.errors import UserError
 from train.models import checkpoint_keys, processor_files, scale_folding
 from train.models.image_token import ImageToken, pick_image_token
+from train.models.pickled_files import model_tensors
 from train.models.processor_files import BUNNY_TEMPLATE
 from train.models.same_text import check_same_text
-from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.tensor_files import LazyTensor, write_tensors
 from train.models.towers import Tower, read_language_model, read_tower
 
 SHARD_BYTES = 4 * 1024**3
@@ -59,7 +60,7 @@ def compose(
 
     Args:
         vision_tower: directory of a SigLIP, SigLIP 2 (fixed resolution) or CLIP model, whole or
-            its vision half, or of an EVA02-CLIP as timm publishes it; with safetensors weights.
+            its vision half, or of an EVA02-CLIP as timm publishes it. Pickled weights will do, too.
         language_model: directory of a causal LM and its tokenizer.
         out: directory to write. config.json comes last: without it the directory is unfinished,
             and composed anew.
@@ -169,7 +170,7 @@ def load_tokenizer_apart(path: Path) -> Any:
 def _language_tensors(path: Path, config: Any, more: int) -> tuple[list[LazyTensor], list[str]]:
     """Return the LM's tensors, the embedding first, and what is lost of them."""
     found, warnings = [], []
-    for one in read_tensors(path):
+    for one in model_tensors(path):
         name = _renamed(path, one.name, config.tie_word_embeddings)
         if one.name == "lm_head.bias" and (largest := float(one.read().abs().max())):
             warnings.append(_lost_bias(path, largest))
@@ -231,7 +232,7 @@ def tower_tensors(tower: Tower) -> list[LazyTensor]:
     """Return a vision tower's tensors under their names in the LLaVA layout. Raises: UserError."""
     found = []
     key = checkpoint_keys.eva_key if tower.is_eva else checkpoint_keys.vision_key
-    for one in read_tensors(tower.path):
+    for one in model_tensors(tower.path):
         try:
             name = key(one.name)
         except KeyError as error:
