@@ -57,7 +57,8 @@ def test_towers_that_llava_cannot_hold_are_refused(
     [
         ({"model_type": "gemma2"}, "final_logit_softcapping.*Gemma 3"),
         ({"model_type": "cohere"}, "logit_scale"),
-        ({"model_type": "minicpm", "auto_map": {}}, "converted to Granite"),
+        ({"model_type": "minicpm", "num_experts": 8}, "num_experts=8.*MiniCPM-2B"),
+        ({"model_type": "no_such", "auto_map": {}}, "no_such model.*code of its own"),
         ({"model_type": "gemma3", "text_config": {}}, "text-only release"),
         ({"model_type": "llama", "quantization_config": {}}, "unquantised"),
     ],
@@ -110,7 +111,10 @@ def test_weights_must_be_whole_and_safe(
 ) -> None:
     base = save_language_model(tmp_path / "lm")
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickled"):
+    with pytest.raises(UserError, match="damaged, or holds more than tensors"):
+        compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
+    (base / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
         compose(str(towers["siglip"]), str(base), str(tmp_path / "out"))
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
         compose(str(towers["siglip"]), str(llama), str(tmp_path / "out"), dtype="int8")

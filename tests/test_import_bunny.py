@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from small_llava import (
     NUM_PATCHES,
@@ -19,6 +20,7 @@ from small_llava import (
 )
 
 from manifests.errors import UserError
+from pipelines.cli import main
 from train.models.import_bunny import Imported, import_bunny
 from train.models.tensor_files import read_tensors
 
@@ -147,23 +149,61 @@ def pixels() -> torch.Tensor:
     return torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
 
 
-@torch.no_grad()
 def stock_logits(made: Imported, **more: Any) -> torch.Tensor:
-    ids = torch.tensor([[*BEFORE, *[made.image_token_id] * NUM_PATCHES, *AFTER]])
-    model = loaded(made.path, **more)
+    return logits_of(made.path, **more)
+
+
+@torch.no_grad()
+def logits_of(path: str | Path, **more: Any) -> torch.Tensor:
+    model = loaded(path, **more)
+    ids = torch.tensor([[*BEFORE, *[model.config.image_token_id] * NUM_PATCHES, *AFTER]])
     return model(input_ids=ids, pixel_values=pixels(), use_cache=False).logits
 
 
+def command(checkpoint: Path, out: Path, *words: str) -> Result:
+    """Run `warren import-bunny`."""
+    return CliRunner().invoke(main, ["import-bunny", str(checkpoint), "--out", str(out), *words])
+
+
 @pytest.mark.parametrize("family", MADE_OF)
-def test_every_family_keeps_its_logits(family: str, tmp_path: Path) -> None:
+def test_every_familys_whole_repository_keeps_its_logits(family: str, tmp_path: Path) -> None:
     bunny = Bunny(tmp_path, family)
-    folder, tower = bunny.save(tmp_path / "bunny"), bunny.tower_path
-    made = import_bunny(str(folder), str(tmp_path / "out"), vision_tower=str(tower))
-    assert made.num_image_tokens == NUM_PATCHES
-    assert "tmp" not in (tmp_path / "out/tokenizer_config.json").read_text()
-    assert (made.family, made.added_rows, made.merge_noise) == (family, 0, {})
+    folder, out = bunny.save(tmp_path / "bunny"), tmp_path / "out"
+    done = command(folder, out, "--vision-tower", str(bunny.tower_path))
+    assert (done.exit_code, done.stdout) == (0, f"{out}\n"), done.output
+    assert done.stderr == ""
+    assert str(tmp_path) not in (out / "tokenizer_config.json").read_text()
     # a fold by a power of two is free of rounding
-    assert torch.equal(stock_logits(made), bunny.logits(BEFORE, pixels(), AFTER))
+    assert torch.equal(logits_of(out), bunny.logits(BEFORE, pixels(), AFTER))
+
+
+@pytest.mark.parametrize("family", [name for name in MADE_OF if name != "bunny-qwen2"])
+def test_every_familys_lora_repository_has_the_logits_of_peft(family: str, tmp_path: Path) -> None:
+    bunny = Bunny(tmp_path, family)
+    bare = bunny.logits(BEFORE, pixels(), AFTER)
+    folder, model = adapted(bunny, tmp_path / "lora")
+    out, given = tmp_path / "out", ["--vision-tower", str(bunny.tower_path)]
+    done = command(folder, out, *given)
+    assert done.exit_code == 2
+    assert "fix: Name the language model that it was trained on: base=..." in done.stderr
+    done = command(folder, out, "--base", str(bunny.base), *given, "--dtype", "float32")
+    assert (done.exit_code, done.stdout) == (0, f"{out}\n"), done.output
+    assert "rounding adds at most 0.0% of an adapter's change" in done.stderr
+    bunny.lm = model.merge_and_unload()
+    expected = bunny.logits(BEFORE, pixels(), AFTER)
+    torch.testing.assert_close(logits_of(out), expected, atol=1e-5, rtol=1e-5)
+    assert float((expected - bare).abs().max()) > 1e-3, "the adapter changes something"
+
+
+def test_the_command_names_a_tensor_without_a_place_and_exits_with_2(
+    qwen: Bunny, tmp_path: Path
+) -> None:
+    folder = qwen.save(tmp_path / "bunny", extra="model.image_newline")
+    done = command(folder, tmp_path / "out", "--vision-tower", str(qwen.tower_path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "error: " in done.stderr
+    assert "LLaVA has no place for: model.image_newline." in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @torch.no_grad()
@@ -193,7 +233,12 @@ def test_minicpm_is_llama_with_scaled_embeddings_residuals_and_logits(tmp_path: 
 def adapted(bunny: Bunny, folder: Path, **more: Any) -> tuple[Path, Any]:
     """Save a LoRA repository as Bunny's training does; return it and PEFT's merged model."""
     peft = pytest.importorskip("peft")
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    linear = {  # Bunny adapts every linear layer but the head: find_all_linear_names
+        name.rpartition(".")[2]
+        for name, one in bunny.lm.named_modules()
+        if isinstance(one, torch.nn.Linear) and name != "lm_head"
+    }
+    modules = sorted(linear)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": modules, "task_type": "CAUSAL_LM"}
     model = peft.get_peft_model(bunny.lm, peft.LoraConfig(**{**settings, **more}))
     generator = torch.Generator().manual_seed(6)

@@ -10,6 +10,7 @@ import torch
 from manifests import paths, store
 from manifests.errors import UserError
 from train.config import TrainConfig
+from train.models.towers import register_tower
 
 
 def load_llava(model_dir: str, config: TrainConfig) -> Any:
@@ -88,6 +89,7 @@ def _check_kind(model_dir: str) -> None:
             "Its config.json is missing or of another model_type.",
             "Compose a tower and a language model first, and train that directory.",
         )
+    register_tower(found)
 
 
 def _check_attention(name: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import UserError
+from train.models.minicpm import granite_scales
 from train.models.tensor_files import LazyTensor
 
 _TOWER = "vision_tower.vision_model."
@@ -110,7 +111,7 @@ def text_fields(raw: dict[str, Any], num_rows: int, tied: bool) -> dict[str, Any
     if family.config == "StableLmConfig":
         given |= _stablelm_fields(raw)
     if family.config == "GraniteConfig":
-        given |= _granite_scales(raw)
+        given |= granite_scales(raw)
     about_file = {"_name_or_path", "dtype", "transformers_version"}
     known = {*config_class().to_dict(), "rope_theta", "rope_scaling", "partial_rotary_factor"}
     return {
@@ -131,17 +132,6 @@ def _stablelm_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "layer_norm_eps": raw.get("norm_eps", 1e-5),
         "partial_rotary_factor": raw.get("rope_pct", 0.25),
         "use_qkv_bias": raw.get("use_qkv_bias", True),
-    }
-
-
-def _granite_scales(raw: dict[str, Any]) -> dict[str, float]:
-    """Return MiniCPM's scales under Granite's names; attention is scaled by head_dim ** -0.5."""
-    head_dim = raw["hidden_size"] // raw["num_attention_heads"]
-    return {
-        "embedding_multiplier": raw.get("scale_emb", 1),
-        "residual_multiplier": raw.get("scale_depth", 1) / math.sqrt(raw["num_hidden_layers"]),
-        "logits_scaling": raw["hidden_size"] / raw.get("dim_model_base", 1),
-        "attention_multiplier": head_dim**-0.5,
     }
 
 

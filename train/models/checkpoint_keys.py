@@ -19,6 +19,8 @@ _PUBLISHED = {
     "language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+_EVA = re.compile(r"(patch_embed|blocks|norm|norm_pre)\.|(cls_token|pos_embed)$")
+_NOT_OF_EVA = re.compile(r"(head|fc_norm|rope|text)\.|logit_(scale|bias)$")  # rope: made anew
 _BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")  # rebuilt when loading
 
 
@@ -37,6 +39,26 @@ def vision_key(name: str) -> str | None:
     if not _TOWER.match(name):
         raise KeyError(name)
     return "vision_tower.vision_model." + name.removeprefix("vision_model.")
+
+
+def eva_key(name: str) -> str | None:
+    """Return an EVA tensor's name in a LLaVA checkpoint, where train.models.eva looks for it.
+
+    Args:
+        name: as timm saves it, or open_clip (`visual.trunk.*`).
+
+    Returns: None for what a tower lacks: classifier, text model, temperature, rotary tables.
+    Raises: KeyError for any other name.
+    """
+    name = name.removeprefix("visual.trunk.")
+    if _NOT_OF_EVA.match(name):
+        return None
+    if not _EVA.match(name):
+        raise KeyError(name)
+    for theirs, ours in (("blocks.", "encoder.layers."), ("norm.", "post_layernorm.")):
+        if name.startswith(theirs):
+            return f"vision_tower.{ours}{name.removeprefix(theirs)}"
+    return f"vision_tower.embeddings.{name}"
 
 
 def language_key(name: str, tied: bool) -> str | None:

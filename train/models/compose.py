@@ -2,13 +2,16 @@
 
 No model is grafted: the checkpoints' tensors are renamed and copied one at a time, and a new
 projector (two linear layers with GELU between, LLaVA-1.5's mlp2x_gelu) is drawn from a seed.
-What is written loads with `LlavaForConditionalGeneration.from_pretrained` and no code of ours.
+What is written loads with `LlavaForConditionalGeneration.from_pretrained` and no code of ours, but
+for models of an EVA tower (see train.models.eva), which is said in a warning.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,14 @@ from manifests import store
 from manifests.errors import UserError
 from train.models import checkpoint_keys, processor_files, scale_folding
 from train.models.image_token import ImageToken, pick_image_token
+from train.models.pickled_files import model_tensors
 from train.models.processor_files import BUNNY_TEMPLATE
 from train.models.same_text import check_same_text
-from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.tensor_files import LazyTensor, write_tensors
 from train.models.towers import Tower, read_language_model, read_tower
 
 SHARD_BYTES = 4 * 1024**3
+_TOKENIZER_FILES = {".json", ".model", ".txt", ".jinja"}
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
@@ -55,7 +60,7 @@ def compose(
 
     Args:
         vision_tower: directory of a SigLIP, SigLIP 2 (fixed resolution) or CLIP model, whole or
-            its vision half, with safetensors weights.
+            its vision half, or of an EVA02-CLIP as timm publishes it. Pickled weights will do, too.
         language_model: directory of a causal LM and its tokenizer.
         out: directory to write. config.json comes last: without it the directory is unfinished,
             and composed anew.
@@ -75,13 +80,14 @@ def compose(
     check_dtype(dtype)
     tower, lm = read_tower(Path(vision_tower)), read_language_model(Path(language_model))
     divisor = scale_folding.logits_divisor(lm.config)
-    tokenizer = load_tokenizer(lm.path)
+    tokenizer = (load_tokenizer if lm.is_as_published else load_tokenizer_apart)(lm.path)
     image = pick_image_token(tokenizer, lm.config.vocab_size + resize_vocabulary, image_token)
 
     tensors, warnings = _language_tensors(lm.path, lm.config, resize_vocabulary)
+    warnings += [_not_stock(tower.path)] if tower.is_eva else []
     main_dtype = DTYPES.get(dtype) or tensors[0].dtype
     tensors = scale_folding.fold(tensors, divisor)
-    tensors += [*tower_tensors(tower.path), *_projector(tower, lm.config.hidden_size, seed)]
+    tensors += [*tower_tensors(tower), *_projector(tower, lm.config.hidden_size, seed)]
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path, [one.cast(DTYPES.get(dtype, one.dtype)) for one in tensors], shard_bytes)
 
@@ -89,7 +95,9 @@ def compose(
     processor_files.write_tokenizer(path, tokenizer, image, chat_template)
     processor_files.write_generation_config(path, lm.path, tokenizer)
     values = llava_config(tower, lm.raw, lm.config, image, resize_vocabulary, main_dtype)
-    _check(path, values, lm.path, main_dtype, divisor)
+    # more rows are another shape to multiply by, and may be summed in another order
+    exact = scale_folding.is_exact(divisor) and not resize_vocabulary
+    _check(path, values, lm.path, main_dtype, exact)
     store.write_json(str(path), "config.json", values)
     return Composed(str(path), image.text, image.id, tower.shape.num_tokens, warnings)
 
@@ -137,10 +145,32 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def load_tokenizer_apart(path: Path) -> Any:
+    """Return the tokenizer of a directory, read away from its config.json. Raises: UserError.
+
+    Beside a config of Bunny or MiniCPM, Transformers would ask to run the code that it names.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / path.name
+        folder.mkdir()
+        for one in path.iterdir():
+            if one.suffix in _TOKENIZER_FILES and one.name != "config.json":
+                shutil.copy(one, folder / one.name)
+        if (given := folder / "tokenizer_config.json").exists():
+            config = json.loads(given.read_text())
+            config.pop("auto_map", None)
+            given.write_text(json.dumps(config))
+        try:
+            return load_tokenizer(folder)
+        except UserError as error:
+            named = error.what.replace(str(folder), str(path))
+            raise UserError(named, error.why, error.fix) from error
+
+
 def _language_tensors(path: Path, config: Any, more: int) -> tuple[list[LazyTensor], list[str]]:
     """Return the LM's tensors, the embedding first, and what is lost of them."""
     found, warnings = [], []
-    for one in read_tensors(path):
+    for one in model_tensors(path):
         name = _renamed(path, one.name, config.tie_word_embeddings)
         if one.name == "lm_head.bias" and (largest := float(one.read().abs().max())):
             warnings.append(_lost_bias(path, largest))
@@ -160,6 +190,13 @@ def _lost_bias(path: Path, largest: float) -> str:
     return (
         f"lost head bias: {path.name} adds a bias (up to {largest:.3g}) to its logits, and LLaVA's "
         "head has none; training adapts to that, but untrained answers shift (Bunny does the same)"
+    )
+
+
+def _not_stock(path: Path) -> str:
+    return (
+        f"not stock: {path.name} is an EVA tower, which Transformers has no class for; warren "
+        "loads this model, plain Transformers, vLLM and llama.cpp cannot: for them, take SigLIP"
     )
 
 
@@ -191,14 +228,16 @@ def with_more_rows(matrix: LazyTensor, more: int) -> LazyTensor:
     return LazyTensor(matrix.name, (matrix.shape[0] + more, matrix.shape[1]), matrix.dtype, read)
 
 
-def tower_tensors(path: Path) -> list[LazyTensor]:
-    """Return a vision tower's tensors under their names in the LLaVA layout."""
+def tower_tensors(tower: Tower) -> list[LazyTensor]:
+    """Return a vision tower's tensors under their names in the LLaVA layout. Raises: UserError."""
     found = []
-    for one in read_tensors(path):
+    key = checkpoint_keys.eva_key if tower.is_eva else checkpoint_keys.vision_key
+    for one in model_tensors(tower.path):
         try:
-            name = checkpoint_keys.vision_key(one.name)
+            name = key(one.name)
         except KeyError as error:
-            raise _foreign_tensors(path, f"{one.name} is no tensor of a SigLIP or CLIP") from error
+            kinds = "an EVA of timm" if tower.is_eva else "a SigLIP or CLIP"
+            raise _foreign_tensors(tower.path, f"{one.name} is no tensor of {kinds}") from error
         if name is not None:
             found.append(LazyTensor(name, one.shape, one.dtype, one.read))
     return found
@@ -251,12 +290,9 @@ def llava_config(
     }
 
 
-def _check(
-    path: Path, values: dict[str, Any], base: Path, dtype: torch.dtype, divisor: float
-) -> None:
+def _check(path: Path, values: dict[str, Any], base: Path, dtype: torch.dtype, exact: bool) -> None:
     from transformers import LlavaConfig
 
     config = LlavaConfig.from_dict(json.loads(json.dumps(values)))
-    exact = scale_folding.is_exact(divisor)
     relative = 0.0 if exact else 8 * torch.finfo(dtype).eps
     check_same_text(path, config, base, dtype, relative=relative)

@@ -8,10 +8,7 @@ but for MiniCPM's logits scale, which moves into its last norm, and LoRA adapter
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +25,20 @@ from train.models.compose import (
     SHARD_BYTES,
     check_dtype,
     llava_config,
-    load_tokenizer,
+    load_tokenizer_apart,
     tower_tensors,
     unfinished_directory,
     with_more_rows,
 )
 from train.models.image_token import ImageToken, pick_image_token
 from train.models.lora_merge import ADAPTER_CONFIG, Adapter, read_adapter
+from train.models.pickled_files import PICKLED, held_tensors, model_tensors, pickled_tensors
 from train.models.processor_files import BUNNY_TEMPLATE, ImageShape
-from train.models.tensor_files import INDEX, WEIGHTS, LazyTensor, read_tensors, write_tensors
+from train.models.tensor_files import INDEX, WEIGHTS, LazyTensor, write_tensors
 from train.models.towers import Tower, read_tower
 
 _MORE_ROWS = 64  # Bunny cuts the vocabulary to its tokenizer: often no row is left for images
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_TOKENIZER_FILES = {".json", ".model", ".txt", ".jinja"}
-_PICKLED = "pytorch_model.bin"
 _PROJECTOR_FILE = "mm_projector.bin"
 _LAYERS = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
@@ -146,72 +142,35 @@ def _read_all(source: Path, base: str | None) -> tuple[dict[str, LazyTensor], Ad
     """Return tensors by stock name, the checkpoint's in place of the base's, and its adapter."""
     is_adapter = (source / ADAPTER_CONFIG).exists()
     if not is_adapter and not (source / _PROJECTOR_FILE).exists():
-        return _renamed(source, _model_tensors(source)), None
+        return _renamed(source, model_tensors(source)), None
     if not is_adapter and _has_model(source):
-        return _renamed(source, _model_tensors(source)), None
+        return _renamed(source, model_tensors(source)), None
     if base is None:
         raise UserError(
             f"{source} holds {'a LoRA adapter' if is_adapter else 'a projector'} only.",
             "The language model's own weights are in another directory.",
             "Name the language model that it was trained on: base=...",
         )
-    named = _renamed(Path(base), _model_tensors(Path(base)))
+    named = _renamed(Path(base), model_tensors(Path(base)))
     if not is_adapter:
-        return named | _renamed(source, _pickled(source / _PROJECTOR_FILE)), None
-    named |= _renamed(source, _pickled(source / "non_lora_trainables.bin"))
+        return named | _renamed(source, pickled_tensors(source / _PROJECTOR_FILE)), None
+    named |= _renamed(source, pickled_tensors(source / "non_lora_trainables.bin"))
     adapter = read_adapter(source, _adapter_tensors(source))
     return named, _matched(source, adapter, named)
 
 
 def _has_model(path: Path) -> bool:
-    names = (WEIGHTS, INDEX, _PICKLED, f"{_PICKLED}.index.json")
+    names = (WEIGHTS, INDEX, PICKLED, f"{PICKLED}.index.json")
     return any((path / name).exists() for name in names)
-
-
-def _model_tensors(path: Path) -> list[LazyTensor]:
-    """Return a whole model's tensors, of safetensors files or, if there are none, pickled ones."""
-    if (path / WEIGHTS).exists() or (path / INDEX).exists():
-        return read_tensors(path)
-    index = path / f"{_PICKLED}.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return [one for name in names for one in _pickled(path / name)]
-    return _pickled(path / _PICKLED) if (path / _PICKLED).exists() else read_tensors(path)
 
 
 def _adapter_tensors(path: Path) -> list[LazyTensor]:
     file = path / "adapter_model.safetensors"
-    return _held(load_file(file)) if file.exists() else _pickled(path / "adapter_model.bin")
-
-
-def _pickled(path: Path) -> list[LazyTensor]:
-    """Return the tensors of a torch.save file; its bytes are mapped, and read when they are used.
-
-    Raises: UserError for a missing file, and for one that holds anything but tensors: a pickle
-        can run code.
-    """
-    try:
-        return _held(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path.parent} has no {path.name}.",
-            "A part of the model's weights is in that file.",
-            "Download the whole repository.",
-        ) from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors.",
-            "Anything else in a pickled file could run code, and is not loaded.",
-            "Download it again, or save its tensors anew with torch.save.",
-        ) from error
-
-
-def _held(values: dict[str, torch.Tensor]) -> list[LazyTensor]:
-    return [_one(name, tensor) for name, tensor in values.items()]
-
-
-def _one(name: str, tensor: torch.Tensor) -> LazyTensor:
-    return LazyTensor(name, tuple(tensor.shape), tensor.dtype, lambda: tensor.detach())
+    return (
+        held_tensors(load_file(file))
+        if file.exists()
+        else pickled_tensors(path / "adapter_model.bin")
+    )
 
 
 def _renamed(path: Path, tensors: list[LazyTensor]) -> dict[str, LazyTensor]:
@@ -259,7 +218,7 @@ def _with_tower(
     """Return the tower, and all tensors: the directory's only where the checkpoint has none."""
     if directory is not None:
         tower = read_tower(Path(directory))
-        own = {one.name: one for one in tower_tensors(tower.path)}
+        own = {one.name: one for one in tower_tensors(tower)}
         named = own | named
         return replace(tower, raw=_with_head(tower.raw, named)), named
     if not any(name.startswith("vision_tower.") for name in named):
@@ -284,30 +243,11 @@ def _with_head(raw: dict[str, Any], named: dict[str, LazyTensor]) -> dict[str, A
 def _bunny_tokenizer(source: Path, lm: Path, family: str) -> Any:
     """Return the tokenizer, ending answers as Bunny does: Llama's chat models end with another."""
     has_own = (source / _TOKENIZER_CONFIG).exists()
-    tokenizer = _tokenizer_apart(source if has_own else lm)
+    tokenizer = load_tokenizer_apart(source if has_own else lm)
     end = FAMILIES[family].end
     if end in tokenizer.get_vocab():
         tokenizer.eos_token = end
     return tokenizer
-
-
-def _tokenizer_apart(path: Path) -> Any:
-    """Read a tokenizer away from config.json: beside Bunny's, Transformers asks to run its code."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / path.name
-        folder.mkdir()
-        for one in path.iterdir():
-            if one.suffix in _TOKENIZER_FILES and one.name != "config.json":
-                shutil.copy(one, folder / one.name)
-        if (given := folder / _TOKENIZER_CONFIG).exists():
-            config = json.loads(given.read_text())
-            config.pop("auto_map", None)
-            given.write_text(json.dumps(config))
-        try:
-            return load_tokenizer(folder)
-        except UserError as error:
-            named = error.what.replace(str(folder), str(path))
-            raise UserError(named, error.why, error.fix) from error
 
 
 def _image_row(tokenizer: Any, num_rows: int) -> tuple[ImageToken, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from manifests.errors import UserError
+from train.models.towers import read_language_model
 
 _BATCH, _LENGTH = 2, 24
 
@@ -29,9 +30,10 @@ def check_same_text(
 
     Raises: UserError when logits differ, or when the composed weights lack a tensor.
     """
-    num_rows = _rows_of(base)
+    base_config = read_language_model(base).config
+    num_rows = int(base_config.vocab_size)
     ids = _text(num_rows)
-    expected = _base_logits(base, ids, dtype)
+    expected = _base_logits(base, base_config, ids, dtype)
     found = _composed_logits(composed, config, ids, dtype)[..., :num_rows]
     difference = float((found - expected).abs().max())
     if not difference <= relative * float(expected.abs().max()):  # NaN is a difference, too
@@ -42,22 +44,16 @@ def check_same_text(
         )
 
 
-def _rows_of(base: Path) -> int:
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(base, trust_remote_code=False).vocab_size)
-
-
 def _text(num_rows: int) -> torch.Tensor:
     """Return ids [2, 24] spread over the vocabulary."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(num_rows, (_BATCH, _LENGTH), generator=generator)
 
 
-def _base_logits(base: Path, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _base_logits(base: Path, config: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, config=config, dtype=dtype)
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         head.bias = None  # its loss is told in a warning; everything else must be equal
