@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from manifests.errors import UserError, WarrenError
+from pipelines import cli_serve
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -309,6 +310,10 @@ def import_bunny(
         share = made.merge_noise[worst]
         click.echo(f"rounding adds at most {share:.1%} of an adapter's change ({worst})", err=True)
     click.echo(made.path)
+
+
+main.add_command(cli_serve.chat)
+main.add_command(cli_serve.serve)
 
 
 def _warn_of_counts(found: Any) -> int:
