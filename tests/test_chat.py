@@ -58,11 +58,12 @@ def questions(pictures: list[str]) -> list[Question]:
     ]
 
 
-def by_transformers(model_dir: str, question: Question, **options: Any) -> str:
+def by_transformers(model_dir: str, question: Question) -> str:
     """The same by nothing of ours: LlavaProcessor, its chat template, generate."""
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(model_dir).eval()
-    processor = transformers.AutoProcessor.from_pretrained(model_dir, backend="pil")
-    messages = []
+    stock: Any = transformers
+    model = stock.LlavaForConditionalGeneration.from_pretrained(model_dir).eval()
+    processor = stock.AutoProcessor.from_pretrained(model_dir, backend="pil")
+    messages: list[dict[str, Any]] = []
     for asked, answer in [*question.history, (question.text, None)]:
         messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
         if answer is not None:
@@ -75,7 +76,7 @@ def by_transformers(model_dir: str, question: Question, **options: Any) -> str:
         return_tensors="pt",
         add_special_tokens=False,
     )
-    ids = model.generate(**inputs, max_new_tokens=24, do_sample=False, **options)
+    ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
     made = ids[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(made, skip_special_tokens=True)).strip()
 
@@ -288,7 +289,8 @@ def lines_of(text: str) -> Iterator[str]:
 
 
 def talk(chatter: Chatter, image: str | None, lines: str) -> tuple[str, list[str]]:
-    said, complaints, left = io.StringIO(), [], lines_of(lines)
+    said, complaints = io.StringIO(), list[str]()
+    left = lines_of(lines)
     chat(chatter, image, said.write, lambda: next(left, None), complaints.append)
     return said.getvalue(), complaints
 

@@ -163,7 +163,7 @@ def test_a_page_answers_as_the_library_does_and_asks_nobody_else(
 
 def test_a_conversation_of_gradio_s_is_rounds_whatever_its_texts_look_like() -> None:
     parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "never answered"},
         {"role": "user", "content": "<b>what</b>"},
         {"role": "assistant", "content": parts},

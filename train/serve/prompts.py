@@ -175,7 +175,8 @@ class _Processor:
     def load(cls, model_dir: str) -> _Processor:
         from transformers import AutoImageProcessor
 
-        return cls(AutoImageProcessor.from_pretrained(model_dir, backend="pil"))
+        loader: Any = AutoImageProcessor
+        return cls(loader.from_pretrained(model_dir, backend="pil"))
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         found = self.processor(image, return_tensors="np")["pixel_values"][0]
