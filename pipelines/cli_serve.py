@@ -35,7 +35,7 @@ def chat(
     typed = sys.stdin.isatty()
     if typed:
         click.echo(f"Ask, or: {COMMANDS}; Ctrl-C stops an answer", err=True)
-    talk(chatter, image, _say, _typed_line if typed else _piped_line, _complain)
+    talk(chatter, image, _say, _typed_line if typed else _piped_line, _notice)
 
 
 @click.command()
@@ -51,7 +51,9 @@ def serve(model: str, host: str, port: int, adapter: str | None, template: str) 
     """
     from train.serve.page import serve as run
 
-    run(_load(model, adapter, template), host, port)
+    chatter = _load(model, adapter, template)
+    _notice(f"http://{host}:{port}/ - Ctrl-C ends it")
+    run(chatter, host, port)
 
 
 def _load(model: str, adapter: str | None, template: str, max_tokens: int = 512) -> Any:
@@ -69,7 +71,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _complain(text: str) -> None:
+def _notice(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -81,5 +83,5 @@ def _typed_line() -> str | None:
     try:
         return input("> ")
     except (EOFError, KeyboardInterrupt):
-        _complain("")
+        _notice("")
         return None

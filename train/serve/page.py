@@ -77,7 +77,7 @@ def serve(
             prevent_thread_lock=not block,
             share=False,
             inbrowser=False,
-            quiet=not block,
+            quiet=True,
             show_error=True,
             max_file_size=MAX_UPLOAD,
             footer_links=[],
