@@ -24,6 +24,7 @@ example_RECIPE = recipe.yaml
 example_OUT = runs/mine
 example_KEY = 000120034
 example_FOLDER = unmixed
+example_MODEL = models/mine
 need = $(foreach name,$(1),$(if $(strip $($(name))),,$(error $(name) is missing. Example: make $@ \
 	$(strip $(foreach each,$(1),$(each)=$(or $($(each)),$(example_$(each))))))))
 
@@ -127,6 +128,20 @@ whatif: $(READY) ## What other settings would keep, e.g. SET="dedup.similarity_a
 probe: $(READY) ## What dedup misses: a few rows against all, by brute force
 	$(call need,OUT)
 	$(BIN)/warren probe '$(OUT)'
+
+##@ Train
+
+.PHONY: chat
+chat: $(READY) ## Ask a model about a picture (MODEL= IMAGE= ADAPTER=)
+	$(call need,MODEL)
+	$(BIN)/warren chat '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') \
+	  $(if $(ADAPTER),--adapter '$(ADAPTER)')
+
+.PHONY: serve
+serve: $(READY) ## The same on a page in the browser (MODEL= ADAPTER= PORT=7860)
+	$(call need,MODEL)
+	$(BIN)/warren serve '$(MODEL)' --port '$(or $(PORT),7860)' \
+	  $(if $(ADAPTER),--adapter '$(ADAPTER)')
 
 ##@ Ray
 

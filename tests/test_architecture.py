@@ -31,13 +31,15 @@ MAY_IMPORT = {
 }
 HEAVY = {
     *("torch", "torchvision", "open_clip", "transformers", "faiss", "ray"),
-    *("numpy", "pyarrow", "polars", "scipy", "sklearn", "datasets"),
+    *("numpy", "pyarrow", "polars", "scipy", "sklearn", "datasets", "gradio"),
 }
 MAX_HELP_SECONDS = 0.5
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 # Declared for others: torchvision must match torch, and open_clip does not name transformers.
 NOT_IMPORTED_BY_US = {"torchvision", "transformers"}  # open_clip: transforms, tokenizers
+# Files whose imports an optional extra brings. They must tell who lacks it what to install.
+OF_EXTRAS = {"train/serve/page.py": "demo"}
 
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -94,9 +96,18 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 
 def test_what_ships_declares_what_it_imports_and_no_more() -> None:
-    needed, declared = distributions(SOURCES), requirements("dependencies")
+    needed = distributions([source for source in SOURCES if name_of(source) not in OF_EXTRAS])
+    declared = requirements("dependencies")
     assert needed <= declared
     assert declared - needed <= NOT_IMPORTED_BY_US
+
+
+@pytest.mark.parametrize(("name", "extra"), OF_EXTRAS.items())
+def test_an_extra_is_what_its_one_file_imports_and_no_more(name: str, extra: str) -> None:
+    needed, always = distributions([ROOT / name]), requirements("dependencies")
+    assert needed - always == requirements(extra)
+    assert requirements(extra) <= requirements("dev"), "else its tests cannot run"
+    assert f"warren[{extra}]" in (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_the_dev_extra_is_enough_for_tests_and_benchmarks() -> None:
@@ -113,6 +124,10 @@ def distributions(sources: list[Path]) -> set[str]:
     return {
         name.replace("faiss-gpu-cu12", "faiss-cpu") for name in found
     }  # one in place of the other
+
+
+def name_of(source: Path) -> str:
+    return source.relative_to(ROOT).as_posix()
 
 
 def requirements(group: str) -> set[str]:

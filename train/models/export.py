@@ -31,6 +31,7 @@ from train.models.finished_run import FinishedRun
 from train.models.image_token import ImageToken
 from train.models.same_logits import LogitsCheck, check_same_logits, expected_logits
 from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
+from train.models.towers import register_tower
 from train.models.trained_tensors import TrainedTensors
 from train.text.template import BUNNY_END_TOKENS
 
@@ -110,6 +111,7 @@ def export(
 def config_in(base: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     """Return config.json: the base's, in another dtype if one is given."""
     values: dict[str, Any] = json.loads((base / "config.json").read_text())
+    register_tower(values)
     parts = [values, *(values[name] for name in ("text_config", "vision_config"))]
     for part in parts if dtype is not None else []:
         if part is values or {"dtype", "torch_dtype"} & part.keys():
