@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from manifests.errors import UserError
@@ -40,9 +42,10 @@ def export(run_dir: str, out: str, dtype: str) -> None:
     """
     ready_for_models()
     from pipelines.training.ask import run_of
+    from pipelines.training.show import exported_text
     from train.models.export import export as write
 
-    click.echo(write(run_of(run_dir), out, dtype=dtype).summary)
+    click.echo(exported_text(write(run_of(run_dir), out, dtype=dtype)))
 
 
 @click.command()
@@ -77,7 +80,9 @@ def preview(recipe: str, out: str, stage: str, overrides: tuple[str, ...]) -> No
     from pipelines.training.preview import preview_text
     from pipelines.training.recipe import load_training
 
-    click.echo(preview_text(load_training(recipe, overrides), out, stage, say=_say))
+    colour = sys.stdout.isatty()
+    recipe_read = load_training(recipe, overrides)
+    click.echo(preview_text(recipe_read, out, stage, say=_say, colour=colour))
 
 
 @click.command()

@@ -31,7 +31,7 @@ from train.learn.preflight import (
     memory_errors_told,
     try_largest,
 )
-from train.learn.preflight_text import plain_lines
+from train.learn.preflight_text import lines_of
 from train.learn.ranks import Ranks
 from train.learn.run import train
 from train.learn.step import Learner
@@ -164,7 +164,7 @@ def test_previews_show_what_is_trained(seen: Preflight, index: Index, make_row: 
     rows = np.arange(len(index))
     shown = look_at_rows(index, rows, make_row, previews_per_source=2)
     assert [len(one.previews) for one in shown] == [2] * len(index.sources)
-    text = "\n".join(plain_lines(replace(seen, sources=shown), width=2000))
+    text = "\n".join(lines_of(replace(seen, sources=shown), width=2000))
     assert f"<image x {NUM_PATCHES}>" in text
     assert "ASSISTANT:⟦ It is" in text
     coloured = look_at_rows(index, rows, make_row, previews_per_source=1, colour=True)
@@ -177,4 +177,4 @@ def test_plan_facts_are_those_of_the_plan(seen: Preflight, index: Index) -> None
     assert facts.micro_batches == len(plan.starts)
     assert facts.idle == 0
     assert facts.padding == 1 - plan.lengths.sum() / plan.padded.sum()
-    assert f"{plan.num_steps} steps of {len(index)} samples" in "\n".join(plain_lines(seen))
+    assert f"{plan.num_steps} steps of {len(index)} samples" in "\n".join(lines_of(seen))

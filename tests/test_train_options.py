@@ -318,6 +318,9 @@ def test_both_attentions_give_the_same_losses(qwen: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # both of torch's
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # own compiler
 @pytest.mark.parametrize("again", [False, True])
 def test_compiled_layers_give_the_same_losses_and_names(qwen: str, again: bool) -> None:
     found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests import paths
+from manifests import paths, store
 from manifests.errors import UserError
 from pipelines.training.layout import data_directories
 from pipelines.training.recipe import TrainedStage, TrainingRecipe
@@ -27,19 +27,20 @@ def preview_text(
 
 
 def _report(stage: TrainedStage, model_dir: str, out: str, colour: bool) -> str:
-    from train.data.planning import planned_rows
+    from train.data.planning import PlannedRows
     from train.data.samples import RowMaker
     from train.learn.preflight import PlanSeen, Preflight, look_at_rows
-    from train.learn.preflight_text import shown
+    from train.learn.preflight_text import lines_of
 
     config = stage.config(tokens_per_image(model_dir))
-    make_row = RowMaker.load(model_dir, config)
-    rows = planned_rows(data_directories(stage), stage.subset, make_row, config, out)
+    image_id = store.read_json(paths.join(model_dir, "config.json"))["image_token_index"]
+    make_row = RowMaker.load(model_dir, config, image_token_id=image_id)
+    rows = PlannedRows.read(data_directories(stage), stage.subset, make_row, config, out)
     plan = rows.plan(config, epoch=0, world_size=1)
     sources = look_at_rows(
         rows.index, plan.rows, make_row, previews_per_source=PREVIEWS_PER_SOURCE, colour=colour
     )
-    return shown(Preflight(sources, PlanSeen.of(plan)), colour=colour)
+    return "\n".join(lines_of(Preflight(sources, PlanSeen.of(plan)), colour=colour))
 
 
 def _stage_named(recipe: TrainingRecipe, name: str) -> TrainedStage:

@@ -63,11 +63,10 @@ def nf4_config() -> Any:
 def compile_layers(decoder: Any) -> None:
     """Compile the language model's layers in place; the first step is slow.
 
-    Layer by layer: all share one compiled code, and parameters keep their names. `forward` and not
-    the module, as layers that are computed again call it by themselves.
+    Layer by layer: all share one compiled code, and parameters keep their names.
     """
     for layer in decoder.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
+        layer.compile(dynamic=True)
 
 
 def compute_layers_again(module: Any) -> None:

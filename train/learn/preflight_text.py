@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -22,10 +23,12 @@ def rendered(seen: Preflight) -> RenderableType:
     return Group(*parts)
 
 
-def plain_lines(seen: Preflight, width: int = 100) -> list[str]:
-    """Return the findings as lines without colour, for a log file."""
+def lines_of(seen: Preflight, *, width: int = 100, colour: bool = False) -> list[str]:
+    """Return the findings as lines: without colour for a log file."""
     file = io.StringIO()
-    Console(file=file, width=width, color_system=None, force_terminal=False).print(rendered(seen))
+    system: Literal["standard"] | None = "standard" if colour else None
+    console = Console(file=file, width=width, color_system=system, force_terminal=colour)
+    console.print(rendered(seen))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 

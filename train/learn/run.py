@@ -37,7 +37,7 @@ from train.learn.log import LOG, Entry, RunLog, Say
 from train.learn.measure import MeasuredSteps
 from train.learn.model import TrainedLlava
 from train.learn.preflight import look_ahead
-from train.learn.preflight_text import plain_lines
+from train.learn.preflight_text import lines_of
 from train.learn.ranks import Ranks, joined_ranks
 from train.learn.step import Learner
 
@@ -97,7 +97,7 @@ def train(
         if preflight and not run.steps_done:
             seen = look_ahead(run.plan(0), run.rows.index, run.make_row, run.learner)
             if say is not None and ranks.is_first:
-                say("\n".join(plain_lines(seen)))
+                say("\n".join(lines_of(seen)))
         run.go_on(num_workers, on_step, say)
         return run.learner.model
 
