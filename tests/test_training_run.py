@@ -104,10 +104,10 @@ def test_an_unfinished_run_of_other_settings_is_not_left_behind_unasked(
     shutil.copytree(run, copied)
     (directories(copied)["finetune"] / "record.json").unlink()
     (directories(copied)["finetune"] / "done.json").unlink()
-    change = ["--set", "finetune.adapter_lr=0.005", "--to", "finetune"]
+    change = ["--set", "finetune.adapter_lr=0.003", "--to", "finetune"]
     refused = warren("train", world / "recipe.yaml", "--out", copied, *change)
     assert refused.exit_code == 2
-    assert "adapter_lr: 0.01, now 0.005" in refused.output
+    assert "adapter_lr: 0.01, now 0.003" in refused.output
     change += ["--set", "launch.beside_unfinished=true"]
     assert warren("train", world / "recipe.yaml", "--out", copied, *change).exit_code == 0
 

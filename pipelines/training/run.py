@@ -15,7 +15,7 @@ import yaml
 
 from manifests import paths, store
 from manifests.errors import UserError
-from manifests.record import git_commit, versions, write_latest
+from manifests.record import git_commit, read_latest, versions, write_latest
 from manifests.work import RECORD, StageDir
 from pipelines.training import launch
 from pipelines.training.layout import (
@@ -109,9 +109,13 @@ class _Run:
         if self.ranks.is_first:
             if not done:
                 write_record(planned, time.monotonic() - started)
-            chain = _chain([*before, planned])
-            write_latest(self.out, chain, planned=chain)
+            self._tell(_chain([*before, planned]))
         return planned
+
+    def _tell(self, chain: list[StageDir]) -> None:
+        """Write latest.json, unless it names these stages already, and perhaps later ones."""
+        if list(read_latest(self.out).values())[: len(chain)] != chain:
+            write_latest(self.out, chain, planned=chain)
 
     def _begun(self, planned: Planned, before: list[Planned]) -> bool:
         """Say in latest.json what is planned, and return whether it is finished already."""
