@@ -62,7 +62,13 @@ def test_bunnys_recipes_have_the_published_settings(path: Path) -> None:
     assert (one.plan.global_batch_size, two.plan.global_batch_size) == (256, 128)
     assert one.plan.max_length == 2048
     assert (two.lora.rank, two.lora.alpha, two.lora.dropout) == (128, 256, 0.05)
+    # --per_device_train_batch_size, and transformers' loss of those days
+    assert (one.plan.rows_per_micro_batch, two.plan.rows_per_micro_batch) == (
+        8,
+        4 if "phi3" in path.stem else 8,
+    )
     for both in (one, two):
+        assert both.loss_normalisation == "micro_batch_mean"
         assert (both.warmup_share, both.weight_decay, both.epochs) == (0.03, 0.0, 1)
         assert (both.max_grad_norm, both.end_token, both.betas) == (None, False, (0.9, 0.999))
 
