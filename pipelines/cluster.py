@@ -33,6 +33,8 @@ import click
 from manifests.errors import UserError
 from pipelines.executors.base import environment
 from pipelines.executors.ray_cluster import PRIVATE_CLUSTER_ENV
+from pipelines.recipe import read_yaml
+from pipelines.training.recipe import is_training
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -156,8 +158,15 @@ def recipe_command(recipe: str, *, out: str, settings: Sequence[str]) -> list[st
             )
         recipe = path.resolve().relative_to(Path.cwd()).as_posix()
     out = out if "://" in out else str(Path(out).resolve())
-    command = ["python", "-m", "pipelines.cli", "run", recipe, "--out", out, "--executor", "ray"]
+    command = ["python", "-m", "pipelines.cli", *_on_ray(recipe), "--out", out]
     return command + [word for setting in settings for word in ("--set", setting)]
+
+
+def _on_ray(recipe: str) -> list[str]:
+    """Return the words that run a recipe, of data or of training, on the cluster of the job."""
+    if is_training(read_yaml(recipe)):
+        return ["train", recipe, "--set", "launch.on=ray"]
+    return ["run", recipe, "--executor", "ray"]
 
 
 def _state_path() -> Path:

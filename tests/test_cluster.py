@@ -146,17 +146,15 @@ def test_the_submitted_command_names_the_recipe_inside_the_package_and_an_absolu
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "a.yaml").touch()
+    (tmp_path / "recipes" / "a.yaml").write_text("seed: 0")
+    (tmp_path / "recipes" / "b.yaml").write_text("model: {}")
     monkeypatch.chdir(tmp_path)
     command = recipe_command(str(tmp_path / "recipes/a.yaml"), out="run", settings=["seed=1"])
     assert command[:5] == ["python", "-m", "pipelines.cli", "run", "recipes/a.yaml"]
-    assert command[5:7] == ["--out", str(tmp_path / "run")]
-    assert command[7:] == ["--executor", "ray", "--set", "seed=1"]
-    assert recipe_command("demo", out="s3://bucket/run", settings=[])[4:7] == [
-        "demo",
-        "--out",
-        "s3://bucket/run",
-    ]
+    assert command[5:] == ["--executor", "ray", "--out", str(tmp_path / "run"), "--set", "seed=1"]
+    training = recipe_command("recipes/b.yaml", out="s3://bucket/run", settings=[])
+    assert training[3:5] == ["train", "recipes/b.yaml"]
+    assert training[5:] == ["--set", "launch.on=ray", "--out", "s3://bucket/run"]
 
 
 def test_a_recipe_outside_the_package_is_refused(

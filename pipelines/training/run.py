@@ -133,9 +133,8 @@ class _Run:
         if planned.name == "compose":
             compose_model(self.recipe, planned.directory, self.say)
         else:
-            from train.models.export import export
-
             from pipelines.training.show import exported_text
+            from train.models.export import export
 
             told = export(before[-1].directory, planned.directory, dtype=self.recipe.export.dtype)
             self.say(exported_text(told))

@@ -16,7 +16,7 @@ from manifests.errors import UserError
 
 T = TypeVar("T")
 
-LONGEST_WAIT_S = 600
+LONGEST_WAIT_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
