@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from train.learn.checkpoint import TRAINED
 from train.learn.run import train
 
 ROOT = Path(__file__).parent.parent
-BUDGETS = (100, 500)  # of a row each, and of several
-RULES = ("global_tokens", "micro_batch_mean")
+RULES = {"global_tokens": 500, "micro_batch_mean": 100}
+"""With budgets in tokens: micro-batches of several rows, and of a row each."""
 RANK = """
 import json, sys
 import small_llava
@@ -48,7 +47,7 @@ def assert_unequal(configs: list[TrainConfig], model_dir: str, data: str, folder
         for step in range(plan.num_steps):
             first, second = (plan.micro_batches(step, rank) for rank in (0, 1))
             shown = [sum(images[rows].sum() for rows in micros) for micros in (first, second)]
-            seen |= {"unequal"} if len(first) > len(second) > 0 else set()
+            seen |= {"unequal"} if 0 < len(second) != len(first) else set()
             seen |= {"text"} if len(second) and min(shown) == 0 < max(shown) else set()
             seen |= set() if len(second) else {"none"}
     assert seen == {"unequal", "text", "none"}
@@ -72,10 +71,10 @@ def train_on_two_ranks(given: list[tuple[object, str]], model_dir: str, data: st
 def test_two_ranks_with_unequal_shares_do_as_one(tmp_path: Path) -> None:
     model_dir, data = tiny_llava(tmp_path / "model"), tiny_mix(tmp_path / "data")
     configs = {
-        f"{rule}-{budget}": config_of(
+        rule: config_of(
             "adapter", {"tokens_per_micro_batch": budget}, loss_normalisation=rule, **EXACT
         )
-        for rule, budget in product(RULES, BUDGETS)
+        for rule, budget in RULES.items()
     }
     assert_unequal([*configs.values()], model_dir, data, tmp_path)
     given = [
@@ -86,8 +85,6 @@ def test_two_ranks_with_unequal_shares_do_as_one(tmp_path: Path) -> None:
     for name, config in configs.items():
         train(config, model_dir, [data], str(tmp_path / "one" / name), preflight=False)
         assert_same(tmp_path / "one" / name, tmp_path / "two" / name)
-    losses = [[line["loss"] for line in log_of(tmp_path / "one" / f"{one}-500")] for one in RULES]
-    assert losses[0] != pytest.approx(losses[1], abs=1e-4)
 
 
 def assert_same(one: Path, two: Path) -> None:
