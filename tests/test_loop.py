@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from manifests.errors import UserError
 from train.config import TrainConfig
 from train.data.batches import MicroBatch
 from train.data.index import Index
-from train.data.plan import make_plan
 from train.data.samples import Batch, Row, collate
 from train.learn.checkpoint import TRAINED
 from train.learn.log import LOG, MEASURED
@@ -32,7 +27,6 @@ from train.learn.run import DONE, train
 from train.learn.step import learning_rate_share
 from train.models.compose import compose
 
-ROOT = Path(__file__).parent.parent
 EXACT: dict[str, Any] = {  # no dropout, as its draws depend on the cut; rates as people use them
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
     "projector_lr": 1e-3,
@@ -346,49 +340,3 @@ def test_adapters_begin_with_the_projector_of_a_finished_run(
     before, after = (load_file(tmp_path / name / TRAINED) for name in ("one", "two"))
     assert before
     assert all(torch.equal(one, after[name]) for name, one in before.items())
-
-
-def assert_unequal(config: TrainConfig, data: str) -> None:
-    """Check that ranks differ in micro-batches, one has none, and some are of text alone."""
-    index = Index.load([data])
-    plan = make_plan(index.columns(), seed=0, epoch=0, config=config.plan, world_size=2)
-    dealt = [[plan.micro_batches(at, rank) for rank in (0, 1)] for at in range(plan.num_steps)]
-    assert any(len(first) > len(second) > 0 for first, second in dealt)
-    assert not dealt[-1][1]
-    images = np.diff(index.image_starts)
-    assert any(images[rows].sum() == 0 for one in dealt for micros in one for rows in micros)
-
-
-RANK = """
-import json, sys
-import small_llava
-from train.config import TrainConfig
-from train.learn.run import train
-values, model_dir, data, out = sys.argv[1:]
-train(TrainConfig.load(json.loads(values), where="train"), model_dir, [data], out)
-"""
-
-
-def test_two_ranks_with_unequal_shares_do_as_one(model_dir: str, data: str, tmp_path: Path) -> None:
-    config = config_of("adapter", **EXACT)
-    assert_unequal(config, data)
-    alone = run_to_end(tmp_path / "one", config, model_dir, data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    values = json.dumps(config.model_dump(mode="json"))
-    command = [sys.executable, "-c", RANK, values, model_dir, data, str(tmp_path / "two")]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [one.wait(timeout=60) for one in ranks] == [0, 0]
-    for one, other in zip(alone, log_of(tmp_path / "two"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)  # Adam hides a scale
-        counted = ("rows", "labels", "images", "tokens", "padding_share")
-        assert [one[name] for name in counted] == [other[name] for name in counted]
-    expected, found = (load_file(tmp_path / name / TRAINED) for name in ("one", "two"))
-    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6

@@ -18,6 +18,7 @@ from small_mixes import mix_recipe
 from manifests.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Index
+from train.data.lengths import exact_columns
 from train.data.plan import Plan, make_plan
 from train.data.samples import RowMaker
 from train.learn.checkpoint import TRAINED
@@ -149,6 +150,29 @@ def test_the_largest_micro_batch_is_the_one_that_is_tried(
         }
         assert seen.memory > 0
         assert all(one.grad is None for one in learner.trained.values())
+
+
+@pytest.mark.parametrize("dummy_images", [False, True])
+def test_a_packed_micro_batch_is_tried_packed(
+    model_dir: str, index: Index, make_row: RowMaker, dummy_images: bool
+) -> None:
+    packed = {**PLAN, "packing": True}
+    config = config_of(plan=packed, dummy_images=dummy_images)
+    model = TrainedLlava.load(model_dir, config)
+    learner = Learner(model, config, Ranks(0, 1, torch.device("cpu")))
+    columns = exact_columns(
+        index, make_row.measure, str(Path(model_dir)), key=make_row.measures_by
+    ).columns
+    plan = make_plan(columns, seed=0, epoch=0, config=config.plan, world_size=1)
+    seen = try_largest(plan, index, make_row, learner)
+    assert seen.padded_tokens == plan.padded.max()
+    at = int(plan.padded.argmax())
+    rows = plan.rows[plan.starts[at] : plan.stops[at]]
+    images = np.diff(index.image_starts)[rows]
+    assert (seen.rows, seen.images) == (
+        len(rows),
+        images.sum() + dummy_images * (images == 0).sum(),
+    )
 
 
 def test_too_little_memory_says_what_to_lower() -> None:

@@ -114,6 +114,8 @@ def test_pairs_of_tokens_are_those_below_the_diagonal() -> None:
     assert own.tolist() == [7, 15 + 3, 3 + 1, 1]
     assert padded.tolist() == [10, 15 + 15, 3 + 1, 1]
     assert counts_of([])[0].tolist() == [0, 0, 0, 0]
+    assert counts_of(rows, packing=True)[1].tolist() == own.tolist()
+    assert counts_of(rows, dummy_images=True)[1].tolist() == [10, 15 + 15, 3 + 1, 1 + 1]
 
 
 def test_every_row_of_an_epoch_is_trained_or_told_of(

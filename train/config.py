@@ -49,6 +49,7 @@ class TrainConfig(Strict):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices alone, as in Hugging Face's trainer: biases and norms do not decay."""
     warmup_share: float = Field(default=0.03, ge=0, le=1)
     """Of all steps, those whose learning rate rises from 0; from there it falls as a cosine."""
     max_grad_norm: float | None = Field(default=None, gt=0)

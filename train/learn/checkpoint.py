@@ -10,7 +10,6 @@ writes the copy. One file is enough, as it is replaced atomically.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from train.data.plan import Cursor
 
 CHECKPOINT = "checkpoint.pt"
 TRAINED = "trained.safetensors"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +68,9 @@ class Checkpoint:
         path = paths.join(out, CHECKPOINT)
         if not paths.exists(path):
             return None
-        file = io.BytesIO(store.read_bytes(path))
-        values = torch.load(file, map_location="cpu", weights_only=True)
+        fs, local = paths.filesystem(path)
+        with fs.open(local, "rb") as file:
+            values = torch.load(file, map_location="cpu", weights_only=True)
         if values.pop("version") != VERSION:
             raise UserError(
                 f"{path} is of another version.",

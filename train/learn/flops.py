@@ -91,17 +91,20 @@ class ModelFlops:
         return float((self.forward + self.backward + self.again) @ counts)
 
 
-def counts_of(rows: Iterable[Row]) -> tuple[Counts, Counts]:
-    """Return the counts of a micro-batch, without and with its padding."""
+def counts_of(
+    rows: Iterable[Row], *, packing: bool = False, dummy_images: bool = False
+) -> tuple[Counts, Counts]:
+    """Return the counts of a micro-batch, without and with its padding and empty images."""
     rows = list(rows)
     lengths = np.array([len(one.ids) for one in rows], np.float64)
-    padded = np.full_like(lengths, lengths.max(initial=0))
+    padded = lengths if packing else np.full_like(lengths, lengths.max(initial=0))
     rest = [
         sum(int((one.labels[1:] != IGNORED).sum()) for one in rows),
         sum(len(one.pixels) for one in rows),
     ]
     causal = ([float(one.sum()), float((one * (one + 1) / 2).sum())] for one in (lengths, padded))
     own, whole = (np.array([*one, *rest], np.float64) for one in causal)
+    whole[3] += dummy_images * sum(not len(one.pixels) for one in rows)
     return own, whole
 
 

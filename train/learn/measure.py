@@ -54,7 +54,7 @@ class MeasuredSteps:
         """
         learner, sources, started = self._learner, self._columns.sources, time.perf_counter()
         torch.manual_seed(_step_seed(self._config.seed, step, self._ranks.rank))
-        passed = Passed(self._flops)
+        passed = Passed(self._flops, self._config)
         micros = self._passing(passed, read, epoch, step)
         tally = learner.step(micros, self._columns.source, len(sources))
         reasons = _all_reasons(tally, self._ranks)
@@ -96,6 +96,7 @@ class Passed:
     """
 
     flops: ModelFlops
+    config: TrainConfig
     dropped: list[tuple[int, str]] = field(default_factory=list)
     needed: float = 0.0
     computed: float = 0.0
@@ -116,7 +117,8 @@ class Passed:
         pairs = zip(micro.rows.tolist(), micro.items, strict=True)
         self.dropped += [(row, item) for row, item in pairs if isinstance(item, str)]
         rows = [item for item in micro.items if isinstance(item, Row)]
-        own, padded = counts_of(rows)
+        laid = {"packing": self.config.plan.packing, "dummy_images": self.config.dummy_images}
+        own, padded = counts_of(rows, **laid)
         self.needed += self.flops.needed(own)
         self.computed += self.flops.computed(padded)
 

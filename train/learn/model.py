@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,8 @@ class TrainedLlava:
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Return what stands for each image: float32 [images, tokens, width]."""
-        with self._computing():
+        tower_trains = self.llava.model.vision_tower.training
+        with self._computing() if tower_trains else nullcontext():  # frozen, it is all of one dtype
             seen = tower_features(self.llava, pixels)
         found: Tensor = self.llava.model.multi_modal_projector(seen.float())
         return found
@@ -235,9 +237,14 @@ def adapter_config(llava: nn.Module, lora: LoraConfig) -> Any:
 
 def _with_adapters(llava: nn.Module, lora: LoraConfig, seed: int) -> Any:
     import peft
+    from peft.tuners.lora import LoraLayer
 
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks by a name that transformers is about to drop
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         torch.manual_seed(seed)
-        return peft.get_peft_model(llava, adapter_config(llava, lora))
+        whole = peft.get_peft_model(llava, adapter_config(llava, lora))
+    for module in whole.modules():
+        if isinstance(module, LoraLayer):  # autocast casts behind the dropout: fewer bytes
+            module.cast_input_dtype_enabled = False
+    return whole

@@ -22,7 +22,7 @@ from train.data.batches import MicroBatch
 from train.data.cuts import Ints
 from train.data.index import Index
 from train.data.plan import Plan, idle_share, naive_padding_share, padding_share
-from train.data.samples import Batch, Row, RowMaker, collate
+from train.data.samples import Batch, Row, RowMaker
 from train.learn.measure import peak_memory
 from train.learn.step import Learner
 from train.text.template import IGNORED, Tokenized, preview
@@ -201,18 +201,16 @@ def _forward_and_backward(
     rows: Ints, index: Index, make_row: RowMaker, learner: Learner
 ) -> LargestSeen:
     items = [make_row(index.sample(int(row))) for row in rows]
-    padding_id = 0 if learner.model.llava.config.image_token_id else 1
-    batch = collate(MicroBatch(0, True, rows, items), padding_id=padding_id)
+    batch = learner.collated(MicroBatch(0, True, rows, items))
     device = learner.ranks.device
     adam = 0 if learner.optimizer.state else _ADAM_BYTES
     to_come = adam * sum(one.numel() for one in learner.trained.values())
     if not isinstance(batch, Batch):
         return LargestSeen(0, 0, 0, peak_memory(device) + to_come)
-    tensors = (one.to(device) for one in batch[:3])
-    losses, _ = learner.model.losses(*tensors)
+    losses, _ = learner.model.losses(*batch[:4])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     memory = peak_memory(device) + to_come
-    return LargestSeen(len(batch.ids), batch.ids.numel(), len(batch.pixels), memory)
+    return LargestSeen(len(batch.index_rows), batch.ids.numel(), len(batch.pixels), memory)
 
 
 def _preview(row: Row, make_row: RowMaker, colour: bool) -> str:

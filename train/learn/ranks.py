@@ -95,7 +95,7 @@ def joined_ranks() -> Iterator[Ranks]:
     """Give this process's rank by torchrun's environment, or a rank alone without it.
 
     GPUs talk by NCCL, CPUs by gloo. A process group that is there already is used and left, with
-    the GPU that was chosen for it. A rank that waits longer than ten minutes for another fails.
+    the GPU that was chosen for it. A rank that waits longer than LONGEST_WAIT_S for another fails.
     """
     is_there = distributed.is_initialized()
     device = torch.device("cpu")
@@ -105,8 +105,12 @@ def joined_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     begun = "RANK" in os.environ and not is_there
     if begun:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=LONGEST_WAIT_S))
+        on_gpu = device.type == "cuda"
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=LONGEST_WAIT_S),
+            device_id=device if on_gpu else None,
+        )
     try:
         if distributed.is_initialized():
             yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)

@@ -275,8 +275,8 @@ def _planned(
         data_dirs, subset = inputs["data_dirs"], inputs["subset"]
         return PlannedRows.read(data_dirs, subset, make_row, config, out, num_workers=workers)
 
-    ranks.agree(lambda: read(num_workers) if ranks.is_first else None)
-    return read()
+    found = ranks.agree(lambda: read(num_workers) if ranks.is_first else None)
+    return found or read()
 
 
 def _check_image_tokens(config: TrainConfig, tokens_per_image: int) -> None:

@@ -101,20 +101,19 @@ class Learner:
             "language_model": config.language_model_lr,
             "tower": config.tower_lr,
         }
-        on_gpu = ranks.device.type == "cuda"
-        if on_gpu:
+        if ranks.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # as Bunny's `tf32`
         if config.plan.packing:
             model.check_packing()
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": group, "name": name, "lr": rates[name], "initial_lr": rates[name]}
+                {"params": part, "name": name, "lr": rates[name], "initial_lr": rates[name], **more}
                 for name, group in self.groups.items()
+                for part, more in _by_decay(group, config.weight_decay)
             ],
             betas=config.betas,
             eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=on_gpu or None,
+            fused=True,
         )
 
     def step(
@@ -150,17 +149,21 @@ class Learner:
         """Return the learning rate of each group in the last update."""
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
-    def _learn(
-        self, micro: MicroBatch, source: NDArray[np.integer[Any]], tally: Tally, sums: Tensor
-    ) -> None:
-        """Add a micro-batch's gradients and counts. sums: losses by source, then of means."""
+    def collated(self, micro: MicroBatch) -> Batch | Counter[str]:
+        """Return a micro-batch as the config lays it out, see collate."""
         image_id = self.model.llava.config.image_token_id
-        batch = collate(
+        return collate(
             micro,
             padding_id=0 if image_id else 1,
             packing=self._config.plan.packing,
             dummy_images=self._config.dummy_images,
         )
+
+    def _learn(
+        self, micro: MicroBatch, source: NDArray[np.integer[Any]], tally: Tally, sums: Tensor
+    ) -> None:
+        """Add a micro-batch's gradients and counts. sums: losses by source, then of means."""
+        batch = self.collated(micro)
         dropped = batch.dropped if isinstance(batch, Batch) else batch
         tally.reasons.update(dropped)
         tally.counts["dropped"] += dropped.total()
@@ -191,19 +194,16 @@ class Learner:
             one.grad = torch.zeros_like(one) if one.grad is None else one.grad
         grads = [one.grad for one in self.trained.values() if one.grad is not None]
         if self.ranks.size > 1:
-            tally.take(_summed(grads, tally.numbers()))
-        for grad in grads:
-            grad.div_(max(tally.num_terms, 1))
+            _add_up(grads)
+            tally.take(self.ranks.summed(tally.numbers()))
+        torch._foreach_div_(grads, max(tally.num_terms, 1))
 
     def _clip(self) -> dict[str, float]:
-        norms = {name: _norm(group) for name, group in self.groups.items()}
-        whole = torch.stack(list(norms.values())).norm()
+        norms = torch.stack([_norm(group) for group in self.groups.values()])
         if self._config.max_grad_norm is not None:
-            scale = (self._config.max_grad_norm / whole).clamp(max=1)  # exactly 1 below it
-            for one in self.trained.values():
-                if one.grad is not None:
-                    one.grad.mul_(scale)
-        return {name: float(norm) for name, norm in norms.items()}
+            most, trained = self._config.max_grad_norm, list(self.trained.values())
+            nn.utils.clip_grads_with_norm_(trained, most, norms.norm())
+        return dict(zip(self.groups, norms.tolist(), strict=True))
 
 
 def learning_rate_share(step: int, num_steps: int, warmup_share: float) -> float:
@@ -217,20 +217,27 @@ def learning_rate_share(step: int, num_steps: int, warmup_share: float) -> float
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1)))
 
 
-def _summed(grads: list[Tensor], numbers: list[float]) -> list[float]:
-    """Replace gradients by their sums over ranks, and return the numbers'.
+def _by_decay(
+    group: list[nn.Parameter], weight_decay: float
+) -> Iterator[tuple[list[nn.Parameter], dict[str, float]]]:
+    """Yield the parameters that decay and those that do not: biases, norms, and other vectors."""
+    for decay, is_vector in ((weight_decay, False), (0.0, True)):
+        part = [one for one in group if (one.ndim < 2) == is_vector]
+        if part:
+            yield part, {"weight_decay": decay}
 
-    In float32 also the numbers: counts of a step are exact up to 2^24.
-    """
-    counted = torch.tensor(numbers, dtype=torch.float32, device=grads[0].device)
-    for group in _messages([*grads, counted]):
+
+def _add_up(grads: list[Tensor]) -> None:
+    """Replace gradients by their sums over ranks."""
+    for group in _messages(grads):
+        if len(group) == 1 and group[0].is_contiguous():  # a large one needs no copy
+            distributed.all_reduce(group[0])
+            continue
         flat = torch.cat([one.reshape(-1) for one in group])
         distributed.all_reduce(flat)
         pieces = torch.split(flat, [one.numel() for one in group])
         for one, piece in zip(group, pieces, strict=True):
             one.copy_(piece.view_as(one))
-    found: list[float] = counted.tolist()
-    return found
 
 
 def _messages(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -245,6 +252,4 @@ def _messages(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
-    norms = [torch.linalg.vector_norm(one.grad) for one in group if one.grad is not None]
-    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return whole
+    return nn.utils.get_total_norm(one.grad for one in group if one.grad is not None)
