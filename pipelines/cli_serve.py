@@ -60,8 +60,10 @@ def _load(model: str, adapter: str | None, template: str, max_tokens: int = 512)
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
+    from train.models.hub import local_directory
     from train.serve.generate import Decoding, load_model
 
+    model = local_directory(model)
     decoding = Decoding.load({"max_new_tokens": max_tokens}, where="--max-tokens")
     return load_model(model, adapter=adapter, template=template, decoding=decoding)
 

@@ -41,11 +41,11 @@ def export(run_dir: str, out: str, dtype: str) -> None:
     Example: warren export runs/bunny-3b --out models/bunny-3b --dtype bfloat16
     """
     ready_for_models()
-    from pipelines.training.ask import run_of
+    from pipelines.training.ask import finished_run
     from pipelines.training.show import exported_text
     from train.models.export import export as write
 
-    click.echo(exported_text(write(run_of(run_dir), out, dtype=dtype)))
+    click.echo(exported_text(write(finished_run(run_dir), out, dtype=dtype)))
 
 
 @click.command()
@@ -136,9 +136,16 @@ def import_bunny(
     Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
     """
     ready_for_models()
+    from train.models.hub import local_directory
     from train.models.import_bunny import import_bunny as write
 
-    made = write(checkpoint, out, base=base, vision_tower=vision_tower, dtype=dtype)
+    made = write(
+        local_directory(checkpoint),
+        out,
+        base=base and local_directory(base),
+        vision_tower=vision_tower and local_directory(vision_tower),
+        dtype=dtype,
+    )
     if made.added_rows:
         click.echo(f"{made.added_rows} rows were added to the vocabulary, for the image", err=True)
     if made.merge_noise:

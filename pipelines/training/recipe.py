@@ -41,7 +41,8 @@ class ModelConfig(Strict):
     seed: int = 0
     """Of the projector's first weights."""
     chat_template: Literal["bunny", "own"] = "bunny"
-    """What is served: Bunny's form, or the language model's own."""
+    """Of the composed model, which finetune.template chat trains on. Other templates are written
+    into what is exported, whatever this is."""
     location_fields: ClassVar[frozenset[str]] = frozenset(
         {"vision_tower", "language_model", "llava"}
     )
@@ -158,6 +159,12 @@ def load_training(path: str, overrides: Sequence[str] = ()) -> TrainingRecipe:
 
 def parse_training(values: Mapping[str, Any]) -> TrainingRecipe:
     """Return the training recipe that a parsed mapping means. Raises: UserError."""
+    if "source" in values and "model" not in values:
+        raise UserError(
+            "The recipe is one of curation.",
+            "It has a section source, and none that says which model.",
+            "Run it by `warren run`.",
+        )
     for name in values:
         if name not in _SECTIONS:
             raise unknown_key(str(name), list(_SECTIONS), where="recipe")

@@ -19,7 +19,7 @@ from manifests import store
 from manifests.errors import UserError
 from train.learn.checkpoint import differences
 from train.models import model_card, provenance
-from train.models.checkpoint_keys import published_key
+from train.models.checkpoint_keys import published_keys
 from train.models.compose import DTYPES, SHARD_BYTES, check_dtype, unfinished_directory
 from train.models.export import config_in, text_files
 from train.models.lora_merge import held_in
@@ -99,8 +99,9 @@ def _check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _by_name(path: Path) -> dict[str, LazyTensor]:
-    named = (replace(one, name=published_key(one.name)) for one in read_tensors(path))
-    return {one.name: one for one in named}
+    tensors = read_tensors(path)
+    names = published_keys(one.name for one in tensors)
+    return {names[one.name]: replace(one, name=names[one.name]) for one in tensors}
 
 
 def _mean(parts: Sequence[LazyTensor], weights: list[float], dtype: torch.dtype) -> LazyTensor:
