@@ -22,6 +22,8 @@ def train(recipe: str, out: str, until: str | None, overrides: tuple[str, ...]) 
 
     Example: warren train pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from pipelines.training.recipe import load_training
     from pipelines.training.run import run_training
@@ -40,6 +42,8 @@ def export(run_dir: str, out: str, dtype: str) -> None:
 
     Example: warren export runs/bunny-3b --out models/bunny-3b --dtype bfloat16
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from pipelines.training.ask import finished_run
     from pipelines.training.show import exported_text
@@ -57,6 +61,8 @@ def average(models: tuple[str, ...], shares: str, out: str) -> None:
 
     Example: warren average models/recipe-1 models/recipe-2 --shares 0.3,0.7 --out models/bunny-4b
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from train.models.averaging import average_of
 
@@ -76,6 +82,8 @@ def preview(recipe: str, out: str, stage: str, overrides: tuple[str, ...]) -> No
 
     Example: warren preview pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from pipelines.training.preview import preview_text
     from pipelines.training.recipe import load_training
@@ -104,6 +112,8 @@ def compose(
 
     Example: warren compose models/siglip-so400m-patch14-384 models/phi-2 --out models/composed
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from train.models.compose import compose as write
     from train.models.hub import local_directory
@@ -135,6 +145,8 @@ def import_bunny(
 
     Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
     """
+    from pipelines.training.launch import ready_for_models
+
     ready_for_models()
     from train.models.hub import local_directory
     from train.models.import_bunny import import_bunny as write
@@ -165,13 +177,6 @@ def _shares(models: tuple[str, ...], text: str) -> dict[str, float]:
             "Each model has one share, a number.",
             "Write e.g. --shares 0.3,0.7.",
         ) from error
-
-
-def ready_for_models() -> None:
-    """Let transformers import torchvision beside a CPU-only torch."""
-    from curate.media.torchvision_ops import ensure_torchvision_importable
-
-    ensure_torchvision_importable()
 
 
 def _say(line: str) -> None:

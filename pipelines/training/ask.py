@@ -102,7 +102,19 @@ def _new(name: str) -> dict[str, Any]:
 
 
 def status(out: str) -> list[dict[str, Any]]:
-    """Return a row for each stage of the last run: how far it is, and the last step's figures."""
+    """Return a row for each stage of the last run: how far it is, and the last step's figures.
+
+    Args: out: the folder of `warren train`, or one run in it.
+    Raises: UserError for an exported model, which is finished.
+    """
+    if paths.exists(paths.join(out, "inputs.json")):
+        return [_stage_status(StageDir(paths.name_of(out).rpartition("-")[0] or "run", out))]
+    if paths.exists(paths.join(out, "training.json")):
+        raise UserError(
+            f"{out} is a finished model.",
+            "How far training is, is told of the folder that `warren train` writes.",
+            f"Read {paths.join(out, 'README.md')} for what made it.",
+        )
     return [_stage_status(one) for one in read_latest(out, "planned").values()]
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -48,11 +49,20 @@ def run(job: Job, config: LaunchConfig, say: Callable[[str], Any]) -> None:
         _on_processes(job, config, ranks)
 
 
-def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None) -> None:
-    """Train in this process: alone, or as one of the ranks that the environment tells of."""
+def ready_for_models(*, quiet: bool = False) -> None:
+    """Let transformers import torchvision beside a CPU-only torch; no bars where nobody looks."""
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
+    if quiet or not sys.stderr.isatty():
+        from transformers.utils import logging as bars
+
+        bars.disable_progress_bar()
+
+
+def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None) -> None:
+    """Train in this process: alone, or as one of the ranks that the environment tells of."""
+    ready_for_models(quiet=say is None)
     from train.config import TrainConfig
     from train.learn.run import train
 
@@ -114,6 +124,7 @@ def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=ranks,
+            run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint=f"{_HERE}:0",
             local_addr=_HERE,  # a machine's own name may lead nowhere
@@ -131,14 +142,13 @@ def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
 @contextmanager
 def _quiet_launcher() -> Iterator[None]:
     """Keep the launcher's own log off the terminal: what a rank says is told instead."""
-    log, nowhere = logging.getLogger("torch.distributed"), logging.NullHandler()
-    before, log.propagate = log.propagate, False
-    log.addHandler(nowhere)
+    log = logging.getLogger("torch.distributed")
+    before = log.handlers, log.propagate
+    log.handlers, log.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        log.propagate = before
-        log.removeHandler(nowhere)
+        log.handlers, log.propagate = before
 
 
 def _failure(error: Any, ranks: int) -> Exception:

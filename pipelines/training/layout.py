@@ -134,13 +134,19 @@ def tokens_per_image(model_dir: str) -> int:
 
 
 def subset_digest(path: str) -> str:
-    """Return the SHA-256 of a subset's uids, in hex."""
+    """Return the SHA-256 of a subset's uids, in hex. Raises: UserError when it is not there."""
     import hashlib
 
     import numpy as np
 
     from train.data.index import read_subset
 
+    if not paths.exists(path):
+        raise UserError(
+            f"The subset {path} is not there.",
+            "It names the uids that are trained on.",
+            "Give a parquet file with a column uid, or a folder of such.",
+        )
     return hashlib.sha256(np.unique(read_subset(path)).astype("<u8").tobytes()).hexdigest()
 
 

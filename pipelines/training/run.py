@@ -103,6 +103,7 @@ class _Run:
         done = self.ranks.from_first(lambda: self._begun(planned, before))
         started = time.monotonic()
         if not done and stage is not None:
+            self.say(f"{planned.name}: {paths.name_of(planned.directory)} trains")
             launch.run(self._job(stage, planned, before), self.recipe.launch, self.say)
         elif not done and self.ranks.is_first:
             self._write(planned, before)
