@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from manifests.errors import UserError
+from manifests.errors import StageFailed, UserError
 from pipelines.cli_options import settings
 
 
@@ -22,13 +22,15 @@ def train(recipe: str, out: str, until: str | None, overrides: tuple[str, ...]) 
 
     Example: warren train pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
+    from pipelines.training.launch import STOPPED
     from pipelines.training.recipe import load_training
     from pipelines.training.run import run_training
 
-    made = run_training(load_training(recipe, overrides), out, until=until, say=_say)
+    try:
+        made = run_training(load_training(recipe, overrides), out, until=until, say=_say)
+    except KeyboardInterrupt as stop:
+        raise StageFailed(STOPPED) from stop
     for stage, directory in made.items():
         click.echo(f"{stage:<9} {directory}")
 
@@ -42,9 +44,7 @@ def export(run_dir: str, out: str, dtype: str) -> None:
 
     Example: warren export runs/bunny-3b --out models/bunny-3b --dtype bfloat16
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
     from pipelines.training.ask import finished_run
     from pipelines.training.show import exported_text
     from train.models.export import export as write
@@ -61,9 +61,7 @@ def average(models: tuple[str, ...], shares: str, out: str) -> None:
 
     Example: warren average models/recipe-1 models/recipe-2 --shares 0.3,0.7 --out models/bunny-4b
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
     from train.models.averaging import average_of
 
     average_of(_shares(models, shares), out)
@@ -82,9 +80,7 @@ def preview(recipe: str, out: str, stage: str, overrides: tuple[str, ...]) -> No
 
     Example: warren preview pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
     from pipelines.training.preview import preview_text
     from pipelines.training.recipe import load_training
 
@@ -112,9 +108,7 @@ def compose(
 
     Example: warren compose models/siglip-so400m-patch14-384 models/phi-2 --out models/composed
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
     from train.models.compose import compose as write
     from train.models.hub import local_directory
 
@@ -145,9 +139,7 @@ def import_bunny(
 
     Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
     """
-    from pipelines.training.launch import ready_for_models
-
-    ready_for_models()
+    _get_ready()
     from train.models.hub import local_directory
     from train.models.import_bunny import import_bunny as write
 
@@ -177,6 +169,12 @@ def _shares(models: tuple[str, ...], text: str) -> dict[str, float]:
             "Each model has one share, a number.",
             "Write e.g. --shares 0.3,0.7.",
         ) from error
+
+
+def _get_ready() -> None:
+    from pipelines.training.launch import ready_for_models
+
+    ready_for_models()
 
 
 def _say(line: str) -> None:

@@ -19,7 +19,7 @@ from pipelines.training.layout import (
     tokens_per_image,
     trained_stage,
 )
-from pipelines.training.recipe import TRAINED, TrainingRecipe, is_training
+from pipelines.training.recipe import TRAINED, TrainingRecipe, is_training, parse_training
 
 _MODEL_FILES = ("training.json", "inputs.json")
 _LOG = "log.jsonl"
@@ -115,7 +115,10 @@ def status(out: str) -> list[dict[str, Any]]:
             "How far training is, is told of the folder that `warren train` writes.",
             f"Read {paths.join(out, 'README.md')} for what made it.",
         )
-    return [_stage_status(one) for one in read_latest(out, "planned").values()]
+    found = read_latest(out, "planned")
+    rows = [_stage_status(one) for one in found.values()]
+    recipe = parse_training(read_yaml(paths.join(out, "recipe.yaml")))
+    return rows + [_new(name) for name in recipe.stages() if name not in found]
 
 
 def _stage_status(stage: StageDir) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from manifests import paths, store
@@ -19,9 +20,12 @@ from manifests.errors import StageFailed, UserError
 from pipelines.training.recipe import LaunchConfig
 
 JOB = "job.json"
+_GOES_ON = "The same command goes on from the last checkpoint."
+STOPPED = f"Training was stopped. {_GOES_ON}"
 _USER_ERROR = 2
 _HERE = "127.0.0.1"
 _TOLD = "user_error"
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,10 @@ def _say(line: str) -> None:
 def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
     """Train in processes of this machine, which torch's launcher starts and ends together.
 
-    Raises: UserError, whichever rank's it is; StageFailed when a rank ends without one.
+    Raises: UserError, whichever rank's it is; StageFailed when a rank ends without one, or this
+        process is told to stop.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Processes
     from torch.distributed.launcher.api import elastic_launch
@@ -137,6 +143,8 @@ def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
             start("-m", "pipelines.training.launch", paths.join(job.out, JOB))
     except ChildFailedError as error:
         raise _failure(error, ranks) from error
+    except SignalException as error:
+        raise StageFailed(STOPPED) from error
 
 
 @contextmanager
@@ -160,7 +168,7 @@ def _failure(error: Any, ranks: int) -> Exception:
     rank, first = error.get_first_failure()
     return StageFailed(
         f"rank {rank} of {ranks} ended with exit code {first.exitcode}; what it said is above. "
-        "The same command goes on from the last checkpoint."
+        f"{_GOES_ON}"
     )
 
 
@@ -174,6 +182,7 @@ def num_gpus() -> int:
 def main(path: str) -> int:
     """Train as one of several ranks, by a job file; return the exit code."""
     values = json.loads(store.read_bytes(path))
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks_here, 1)))
     is_first = os.environ.get("RANK", "0") == "0"
@@ -184,6 +193,14 @@ def main(path: str) -> int:
         _tell_launcher(error)
         return _USER_ERROR
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed launcher ends no rank, and two runs of a
+    folder would spoil each other."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os._exit(1)
 
 
 def _tell_launcher(error: UserError) -> None:

@@ -133,20 +133,28 @@ def tokens_per_image(model_dir: str) -> int:
     return int(config["image_seq_length"])
 
 
+def check_inputs(stage: TrainedStage) -> None:
+    """Check that a stage's data and subset are there, before an earlier stage trains for days.
+
+    Raises: UserError.
+    """
+    data_directories(stage)
+    if stage.subset is not None and not paths.exists(stage.subset):
+        raise UserError(
+            f"recipe.{stage.name}.subset: {stage.subset} is not there.",
+            "It names the uids that are trained on.",
+            "Give a parquet file with a column uid, or a folder of such.",
+        )
+
+
 def subset_digest(path: str) -> str:
-    """Return the SHA-256 of a subset's uids, in hex. Raises: UserError when it is not there."""
+    """Return the SHA-256 of a subset's uids, in hex."""
     import hashlib
 
     import numpy as np
 
     from train.data.index import read_subset
 
-    if not paths.exists(path):
-        raise UserError(
-            f"The subset {path} is not there.",
-            "It names the uids that are trained on.",
-            "Give a parquet file with a column uid, or a folder of such.",
-        )
     return hashlib.sha256(np.unique(read_subset(path)).astype("<u8").tobytes()).hexdigest()
 
 

@@ -15,10 +15,12 @@ from manifests.errors import UserError
 from manifests.strict import MissingField, Strict, unknown_key
 from pipelines.recipe import apply_setting, read_yaml
 from train.config import TrainConfig
+from train.text.template import BUNNY_END_TOKENS
 
 STAGES = ("compose", "pretrain", "finetune", "export")
 """In run order. A recipe without `pretrain` finetunes the projector as it is in the model."""
 Trained = Literal["pretrain", "finetune"]
+TEMPLATES = ("plain", *BUNNY_END_TOKENS, "chat")
 TRAINED: tuple[Trained, ...] = ("pretrain", "finetune")
 _SECTIONS = ("model", *TRAINED, "export", "launch")
 _OF_DATA = ("data", "subset")
@@ -206,5 +208,11 @@ def _trained(name: Trained, values: Any) -> TrainedStage:
     else:
         given.setdefault("stage", "adapter")
     found = TrainedStage(name, tuple(data), subset, given)
-    found.config()
+    template = found.config().template
+    if template not in TEMPLATES:
+        raise UserError(
+            f"{where}.template is {template!r}.",
+            "There is no such template.",
+            f"Choose one of {', '.join(TEMPLATES)}.",
+        )
     return found

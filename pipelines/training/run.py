@@ -20,6 +20,7 @@ from manifests.work import RECORD, StageDir
 from pipelines.training import launch
 from pipelines.training.layout import (
     Planned,
+    check_inputs,
     compose_stage,
     data_directories,
     export_stage,
@@ -72,6 +73,7 @@ class _Run:
     def stages(self) -> list[Planned]:
         """Make what is not finished, and return all stages."""
         wanted = self.recipe.stages(self.until)
+        self.ranks.from_first(lambda: self._check_inputs(wanted))
         model = self.recipe.model
         found = [] if model.llava else [self._made(lambda: compose_stage(model, self.out), [])]
         before = found or [self.ranks.from_first(lambda: given_model(model))]
@@ -84,6 +86,11 @@ class _Run:
                 self._made(lambda: export_stage(self.recipe, self.out, before), before),
             ]
         return [one for one in before if one.name in wanted]
+
+    def _check_inputs(self, wanted: list[str]) -> None:
+        for stage in self.recipe.trained:
+            if stage.name in wanted:
+                check_inputs(stage)
 
     def _trained(self, stage: TrainedStage, before: list[Planned]) -> Planned:
         return self._made(
