@@ -61,9 +61,16 @@ def run(
     """
     from pipelines import ask
     from pipelines.launch import run_recipe
-    from pipelines.recipe import load
+    from pipelines.recipe import load, read_yaml
     from pipelines.show import counts_text, funnel_table
+    from pipelines.training.recipe import is_training
 
+    if is_training(read_yaml(recipe)):
+        raise UserError(
+            f"{recipe} is a recipe of training.",
+            "It says which model.",
+            "Run it by `warren train`.",
+        )
     chain = run_recipe(load(recipe, overrides), out, until=until, executor=executor)
     click.echo(funnel_table(ask.funnel(chain)))
     if "mix" in chain:
@@ -83,9 +90,16 @@ def plan(recipe: str, out: str | None, overrides: tuple[str, ...], as_json: bool
     Example: warren plan recipe.yaml --out runs/mine --set dedup.similarity_above=0.9
     """
     from pipelines import ask
-    from pipelines.recipe import load
+    from pipelines.recipe import load, read_yaml
     from pipelines.show import status_table
+    from pipelines.training import ask as ask_training
+    from pipelines.training.recipe import is_training, load_training
+    from pipelines.training.show import steps_table
 
+    if is_training(read_yaml(recipe)):
+        found = ask_training.plan(load_training(recipe, overrides), out)
+        print_answer(found, as_json, steps_table)
+        return
     rows = [one.as_json() for one in ask.plan(load(recipe, overrides), out)]
     print_answer(rows, as_json, status_table)
 

@@ -57,11 +57,13 @@ def serve(model: str, host: str, port: int, adapter: str | None, template: str) 
 
 
 def _load(model: str, adapter: str | None, template: str, max_tokens: int = 512) -> Any:
-    from curate.media.torchvision_ops import ensure_torchvision_importable
+    from pipelines.training.launch import ready_for_models
 
-    ensure_torchvision_importable()
+    ready_for_models()
+    from train.models.hub import local_directory
     from train.serve.generate import Decoding, load_model
 
+    model = local_directory(model)
     decoding = Decoding.load({"max_new_tokens": max_tokens}, where="--max-tokens")
     return load_model(model, adapter=adapter, template=template, decoding=decoding)
 

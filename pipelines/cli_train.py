@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from manifests.errors import UserError
+from manifests.errors import StageFailed, UserError
 from pipelines.cli_options import settings
 
 
@@ -22,11 +22,15 @@ def train(recipe: str, out: str, until: str | None, overrides: tuple[str, ...]) 
 
     Example: warren train pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
-    ready_for_models()
+    _get_ready()
+    from pipelines.training.launch import STOPPED
     from pipelines.training.recipe import load_training
     from pipelines.training.run import run_training
 
-    made = run_training(load_training(recipe, overrides), out, until=until, say=_say)
+    try:
+        made = run_training(load_training(recipe, overrides), out, until=until, say=_say)
+    except KeyboardInterrupt as stop:
+        raise StageFailed(STOPPED) from stop
     for stage, directory in made.items():
         click.echo(f"{stage:<9} {directory}")
 
@@ -40,12 +44,12 @@ def export(run_dir: str, out: str, dtype: str) -> None:
 
     Example: warren export runs/bunny-3b --out models/bunny-3b --dtype bfloat16
     """
-    ready_for_models()
-    from pipelines.training.ask import run_of
+    _get_ready()
+    from pipelines.training.ask import finished_run
     from pipelines.training.show import exported_text
     from train.models.export import export as write
 
-    click.echo(exported_text(write(run_of(run_dir), out, dtype=dtype)))
+    click.echo(exported_text(write(finished_run(run_dir), out, dtype=dtype)))
 
 
 @click.command()
@@ -57,7 +61,7 @@ def average(models: tuple[str, ...], shares: str, out: str) -> None:
 
     Example: warren average models/recipe-1 models/recipe-2 --shares 0.3,0.7 --out models/bunny-4b
     """
-    ready_for_models()
+    _get_ready()
     from train.models.averaging import average_of
 
     average_of(_shares(models, shares), out)
@@ -76,7 +80,7 @@ def preview(recipe: str, out: str, stage: str, overrides: tuple[str, ...]) -> No
 
     Example: warren preview pipelines/recipes/train_bunny_phi2_siglip.yaml --out runs/bunny-3b
     """
-    ready_for_models()
+    _get_ready()
     from pipelines.training.preview import preview_text
     from pipelines.training.recipe import load_training
 
@@ -104,7 +108,7 @@ def compose(
 
     Example: warren compose models/siglip-so400m-patch14-384 models/phi-2 --out models/composed
     """
-    ready_for_models()
+    _get_ready()
     from train.models.compose import compose as write
     from train.models.hub import local_directory
 
@@ -135,10 +139,17 @@ def import_bunny(
 
     Example: warren import-bunny models/Bunny-v1_0-3B --out models/bunny
     """
-    ready_for_models()
+    _get_ready()
+    from train.models.hub import local_directory
     from train.models.import_bunny import import_bunny as write
 
-    made = write(checkpoint, out, base=base, vision_tower=vision_tower, dtype=dtype)
+    made = write(
+        local_directory(checkpoint),
+        out,
+        base=base and local_directory(base),
+        vision_tower=vision_tower and local_directory(vision_tower),
+        dtype=dtype,
+    )
     if made.added_rows:
         click.echo(f"{made.added_rows} rows were added to the vocabulary, for the image", err=True)
     if made.merge_noise:
@@ -160,11 +171,10 @@ def _shares(models: tuple[str, ...], text: str) -> dict[str, float]:
         ) from error
 
 
-def ready_for_models() -> None:
-    """Let transformers import torchvision beside a CPU-only torch."""
-    from curate.media.torchvision_ops import ensure_torchvision_importable
+def _get_ready() -> None:
+    from pipelines.training.launch import ready_for_models
 
-    ensure_torchvision_importable()
+    ready_for_models()
 
 
 def _say(line: str) -> None:

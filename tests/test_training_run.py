@@ -5,43 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
-from small_inputs import run_here
-from small_llava import PATCH, save_language_model, save_tower
-from small_mixes import mix_recipe
+from small_llava import PATCH, save_eva, save_tower
+from small_training import directories, make_world, warren
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from pipelines.cli import main
-
-TRAINED = {
-    "template": "bunny",
-    "projector_lr": 1e-2,
-    "plan": {"global_batch_size": 16, "tokens_per_micro_batch": 600, "max_length": 250},
-}
+from train.models.origin import files_hash
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a tower, a language model, a finished mix and a training recipe."""
-    folder = tmp_path_factory.mktemp("training")
-    save_tower(folder / "tower")
-    save_language_model(folder / "lm", "qwen2")
-    run_here(mix_recipe(folder / "in", num_rows=9), folder / "mix")
-    recipe = {
-        "model": {"vision_tower": str(folder / "tower"), "language_model": str(folder / "lm")},
-        "pretrain": TRAINED | {"data": [str(folder / "mix")]},
-        "finetune": TRAINED
-        | {"data": [str(folder / "mix")], "adapter_lr": 1e-2, "lora": {"rank": 2, "alpha": 4}},
-        "export": {"dtype": "float32"},
-        "launch": {"data_workers": 0, "ranks": 1},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder
+    return make_world(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +27,6 @@ def run(world: Path) -> Path:
     done = warren("train", world / "recipe.yaml", "--out", world / "run")
     assert done.exit_code == 0, done.output
     return world / "run"
-
-
-def warren(*words: Any) -> Result:
-    return CliRunner().invoke(main, list(map(str, words)))
-
-
-def directories(run: Path) -> dict[str, Path]:
-    names = json.loads((run / "latest.json").read_text())["stages"]
-    return {name.rpartition("-")[0]: run / name for name in names}
 
 
 def test_every_stage_leaves_a_record_and_plain_transformers_loads_the_model(run: Path) -> None:
@@ -130,10 +98,9 @@ def test_status_why_and_preview_answer(world: Path, run: Path) -> None:
     key = json.loads((directories_of_mix(world) / "mix.json").read_text())[0]["id"]
     story = warren("why", directories(run)["export"], "000000000")
     assert story.exit_code == 0, story.output
-    assert "pretrain: 000000000" in story.output
-    assert "finetune: 000000000" in story.output
-    assert "trained on" in story.output
-    assert key in story.output
+    for stage in ("pretrain", "finetune"):
+        assert f"  {directories(run)[stage].name}: trained on in epoch 0, step" in story.output
+    assert story.output.count(f"{key} (uid") == 1
     shown = warren("preview", world / "recipe.yaml", "--out", run)
     assert shown.exit_code == 0, shown.output
     assert "ASSISTANT:" in shown.output
@@ -163,3 +130,130 @@ def test_data_that_holds_no_shards_is_refused(world: Path, tmp_path: Path) -> No
     refused = warren("train", world / "recipe.yaml", "--out", tmp_path / "run", *no_data)
     assert refused.exit_code == 2
     assert "holds no finished shards" in refused.output
+
+
+def test_plan_tells_what_a_training_run_would_use_again(world: Path, run: Path) -> None:
+    def states(*words: object) -> list[tuple[str, str]]:
+        found = warren("plan", *words, "--json")
+        assert found.exit_code == 0, found.output
+        return [(row["state"], row["directory"]) for row in json.loads(found.output)]
+
+    recipe = world / "recipe.yaml"
+    names = [path.name for path in directories(run).values()]
+    assert states(recipe, "--out", run) == [("finished", name) for name in names]
+    changed = states(recipe, "--out", run, "--set", "finetune.seed=9")
+    assert changed[:2] == [("finished", name) for name in names[:2]]
+    assert [state for state, _ in changed[2:]] == ["new", "new"]
+    assert changed[2][1] != names[2]
+    assert states(recipe) == [("new", "")] * 4
+    assert states(recipe, "--set", "model.vision_tower=no/such", "--out", run) == [("new", "")] * 4
+
+
+def test_what_a_later_stage_lacks_is_told_before_an_earlier_one_trains(
+    world: Path, tmp_path: Path
+) -> None:
+    told = {
+        f"finetune.data=[{tmp_path}]": "holds no finished shards",
+        f"finetune.subset={tmp_path}/none.parquet": "none.parquet is not there",
+        "finetune.template=phi9": "finetune.template is 'phi9'",
+    }
+    for change, what in told.items():
+        refused = warren("train", world / "recipe.yaml", "--out", tmp_path / "run", "--set", change)
+        assert (refused.exit_code, what in refused.output) == (2, True), refused.output
+    assert "compose" not in {path.name.partition("-")[0] for path in tmp_path.glob("run/*")}
+
+
+def test_a_recipe_of_the_other_kind_names_its_command(world: Path, tmp_path: Path) -> None:
+    curation = tmp_path / "curation.yaml"
+    curation.write_text("source: {kind: tars}")
+    swapped = {"train": curation, "run": world / "recipe.yaml"}
+    other = {"train": "warren run", "run": "warren train"}
+    for command, recipe in swapped.items():
+        refused = warren(command, recipe, "--out", tmp_path / "out")
+        assert refused.exit_code == 2
+        assert f"`{other[command]}`" in refused.output
+
+
+def test_an_earlier_stage_is_not_exported_in_place_of_an_unfinished_one(
+    run: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    for name in ("record.json", "done.json"):
+        (directories(copied)["finetune"] / name).unlink()
+    planned = json.loads((copied / "latest.json").read_text())["stages"]
+    latest = {"stages": planned[:2], "planned": planned[:3]}
+    (copied / "latest.json").write_text(json.dumps(latest))
+    refused = warren("export", copied, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "finetune of" in refused.output
+    rows = json.loads(warren("status", copied, "--json").output)
+    assert [row["state"] for row in rows] == ["finished", "finished", "unfinished", "new"]
+    named = warren("export", directories(copied)["pretrain"], "--out", tmp_path / "out")
+    assert named.exit_code == 0, named.output
+
+
+def test_the_status_of_a_model_is_none(run: Path) -> None:
+    refused = warren("status", directories(run)["export"])
+    assert refused.exit_code == 2
+    assert "is a finished model" in refused.output
+
+
+def test_an_exported_model_is_finetuned_further(world: Path, run: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((world / "recipe.yaml").read_text())
+    values.pop("pretrain")
+    values["model"] = {"llava": str(directories(run)["export"])}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    shown = warren("preview", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert shown.exit_code == 0, shown.output
+    assert not list((tmp_path / "run").glob("compose-*"))
+    done = warren("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert list(directories(tmp_path / "run")) == ["finetune", "export"]
+    story = json.loads(warren("why", tmp_path / "run", "000000000", "--json").output)
+    assert [one["run"] for one in story] == ["pretrain", "finetune", "finetune"]
+    values["model"] = {"llava": str(world / "lm")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    refused = warren("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "holds no LLaVA model" in refused.output
+
+
+def test_a_model_of_an_eva_tower_is_exported_averaged_and_answers(
+    world: Path, tmp_path: Path
+) -> None:
+    change = ["--set", f"model.vision_tower={save_eva(tmp_path / 'eva')}"]
+    change += ["--set", "finetune.tower_lr=0.001"]
+    done = warren("train", world / "recipe.yaml", "--out", tmp_path / "run", *change)
+    assert done.exit_code == 0, done.output
+    model = directories(tmp_path / "run")["export"]
+    composed = load_file(directories(tmp_path / "run")["compose"] / "model.safetensors")
+    written = load_file(model / "model.safetensors")
+    assert written.keys() == composed.keys()
+    block = "vision_tower.encoder.layers.0.mlp.fc2.weight"
+    assert bool((written[block] != composed[block]).any())
+    card = (model / "README.md").read_text()
+    assert "register_eva()" in card
+    assert "no code of its own" not in card
+    parts = [model, model, "--shares", "0.5,0.5"]
+    shutil.copytree(model, tmp_path / "other")
+    parts[1] = tmp_path / "other"
+    assert warren("average", *parts, "--out", tmp_path / "mean").exit_code == 0
+    assert "register_eva()" in (tmp_path / "mean" / "README.md").read_text()
+    said = warren("chat", tmp_path / "mean", "--max-tokens", 3, typed="What is it?\n")
+    assert said.exit_code == 0, said.output
+
+
+def test_a_models_hash_is_that_of_all_files_it_is_read_from(tmp_path: Path) -> None:
+    tower = save_tower(tmp_path / "tower")
+    before = files_hash(str(tower))
+    (tower / "pytorch_model.bin").write_bytes(b"not read beside safetensors")
+    (tower / "README.md").write_text("neither is this")
+    assert files_hash(str(tower)) == before
+    (tower / "tokenizer.json").write_text("{}")
+    after = files_hash(str(tower))
+    assert after != before
+    (tower / "model.safetensors").unlink()
+    pickled = files_hash(str(tower))
+    (tower / "pytorch_model.bin").write_bytes(b"other weights")
+    assert len({before, after, pickled, files_hash(str(tower))}) == 4

@@ -11,7 +11,15 @@ from manifests.lineage import why as stories_of
 from manifests.record import read_latest
 from manifests.work import StageDir
 from pipelines.recipe import read_yaml
-from pipelines.training.recipe import TRAINED, is_training
+from pipelines.training.layout import (
+    Planned,
+    compose_stage,
+    export_stage,
+    given_model,
+    tokens_per_image,
+    trained_stage,
+)
+from pipelines.training.recipe import TRAINED, TrainingRecipe, is_training, parse_training
 
 _MODEL_FILES = ("training.json", "inputs.json")
 _LOG = "log.jsonl"
@@ -43,9 +51,74 @@ def run_of(path: str) -> str:
     )
 
 
+def finished_run(path: str) -> str:
+    """Return the run whose model is meant by a path, as run_of.
+
+    Raises: UserError where `warren train` began a later stage that is not finished.
+    """
+    found = run_of(path)
+    later = [one for one in read_latest(path, "planned").values() if one.stage in TRAINED]
+    if later and later[-1].record() is None:
+        raise UserError(
+            f"{later[-1].stage} of {path} is not finished.",
+            f"What is finished there is {paths.name_of(found)}, the stage before it.",
+            f"Go on with `warren train`, or name that run: {found}.",
+        )
+    return found
+
+
+def plan(recipe: TrainingRecipe, out: str | None) -> list[dict[str, Any]]:
+    """Return what a run of a recipe would use again, go on with and make; nothing is downloaded.
+
+    Rows are as of `status`. Stages behind one that is still to be composed have no directory yet.
+    Raises: UserError for data that is not there.
+    """
+    from train.models.hub import is_at_hand
+
+    known: list[Planned] = []
+    model = recipe.model
+    halves = [model.llava] if model.llava else [model.vision_tower, model.language_model]
+    if out is not None and all(is_at_hand(str(one)) for one in halves):
+        known = _known(recipe, paths.absolute(out))
+    rows = {one.name: _stage_status(StageDir(one.name, one.directory)) for one in known}
+    return [rows.get(name) or _new(name) for name in recipe.stages()]
+
+
+def _known(recipe: TrainingRecipe, out: str) -> list[Planned]:
+    """Return the stages whose directories can be told before anything is made."""
+    model = recipe.model
+    known = [given_model(model) if model.llava else compose_stage(model, out)]
+    if known[0].name == "compose" and not known[0].is_finished:
+        return known
+    num_tokens = tokens_per_image(known[0].directory)
+    for stage in recipe.trained:
+        known.append(trained_stage(stage, out, known, num_tokens))
+    return [*known, export_stage(recipe, out, known)]
+
+
+def _new(name: str) -> dict[str, Any]:
+    figures = ("steps_done", "loss", "tokens_per_s", "seconds")
+    return {"stage": name, "directory": "", "state": "new"} | dict.fromkeys(figures)
+
+
 def status(out: str) -> list[dict[str, Any]]:
-    """Return a row for each stage of the last run: how far it is, and the last step's figures."""
-    return [_stage_status(one) for one in read_latest(out, "planned").values()]
+    """Return a row for each stage of the last run: how far it is, and the last step's figures.
+
+    Args: out: the folder of `warren train`, or one run in it.
+    Raises: UserError for an exported model, which is finished.
+    """
+    if paths.exists(paths.join(out, "inputs.json")):
+        return [_stage_status(StageDir(paths.name_of(out).rpartition("-")[0] or "run", out))]
+    if paths.exists(paths.join(out, "training.json")):
+        raise UserError(
+            f"{out} is a finished model.",
+            "How far training is, is told of the folder that `warren train` writes.",
+            f"Read {paths.join(out, 'README.md')} for what made it.",
+        )
+    found = read_latest(out, "planned")
+    rows = [_stage_status(one) for one in found.values()]
+    recipe = parse_training(read_yaml(paths.join(out, "recipe.yaml")))
+    return rows + [_new(name) for name in recipe.stages() if name not in found]
 
 
 def _stage_status(stage: StageDir) -> dict[str, Any]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from manifests import paths, store
@@ -15,7 +20,12 @@ from manifests.errors import StageFailed, UserError
 from pipelines.training.recipe import LaunchConfig
 
 JOB = "job.json"
+_GOES_ON = "The same command goes on from the last checkpoint."
+STOPPED = f"Training was stopped. {_GOES_ON}"
 _USER_ERROR = 2
+_HERE = "127.0.0.1"
+_TOLD = "user_error"
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +53,20 @@ def run(job: Job, config: LaunchConfig, say: Callable[[str], Any]) -> None:
         _on_processes(job, config, ranks)
 
 
-def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None) -> None:
-    """Train in this process: alone, or as one of the ranks that the environment tells of."""
+def ready_for_models(*, quiet: bool = False) -> None:
+    """Let transformers import torchvision beside a CPU-only torch; no bars where nobody looks."""
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
+    if quiet or not sys.stderr.isatty():
+        from transformers.utils import logging as bars
+
+        bars.disable_progress_bar()
+
+
+def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None) -> None:
+    """Train in this process: alone, or as one of the ranks that the environment tells of."""
+    ready_for_models(quiet=say is None)
     from train.config import TrainConfig
     from train.learn.run import train
 
@@ -94,17 +113,63 @@ def _say(line: str) -> None:
 
 
 def _on_processes(job: Job, config: LaunchConfig, ranks: int) -> None:
-    """Train in processes of this machine, which torchrun starts and ends together."""
+    """Train in processes of this machine, which torch's launcher starts and ends together.
+
+    Raises: UserError, whichever rank's it is; StageFailed when a rank ends without one, or this
+        process is told to stop.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig as Processes
+    from torch.distributed.launcher.api import elastic_launch
+
     values = {"job": asdict(job), "launch": config.model_dump(mode="json")}
     store.write_json(job.out, JOB, values)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), "--module", "pipelines.training.launch"]
-    done = subprocess.run([*command, paths.join(job.out, JOB)], check=False)
-    if done.returncode:
-        raise StageFailed(
-            f"training on {ranks} processes ended with exit code {done.returncode}; the reason is "
-            "above. The same command goes on from the last checkpoint."
-        )
+    start = elastic_launch(
+        Processes(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{_HERE}:0",
+            local_addr=_HERE,  # a machine's own name may lead nowhere
+            max_restarts=0,
+        ),
+        sys.executable,
+    )
+    try:
+        with _quiet_launcher():
+            start("-m", "pipelines.training.launch", paths.join(job.out, JOB))
+    except ChildFailedError as error:
+        raise _failure(error, ranks) from error
+    except SignalException as error:
+        raise StageFailed(STOPPED) from error
+
+
+@contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    """Keep the launcher's own log off the terminal: what a rank says is told instead."""
+    log = logging.getLogger("torch.distributed")
+    before = log.handlers, log.propagate
+    log.handlers, log.propagate = [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before
+
+
+def _failure(error: Any, ranks: int) -> Exception:
+    """Return what to raise for the ranks that failed. error: the launcher's ChildFailedError."""
+    for one in error.failures.values():
+        told = one.error_file_data.get(_TOLD)
+        if told is not None:
+            return UserError(*told)
+    rank, first = error.get_first_failure()
+    return StageFailed(
+        f"rank {rank} of {ranks} ended with exit code {first.exitcode}; what it said is above. "
+        f"{_GOES_ON}"
+    )
 
 
 def num_gpus() -> int:
@@ -117,14 +182,32 @@ def num_gpus() -> int:
 def main(path: str) -> int:
     """Train as one of several ranks, by a job file; return the exit code."""
     values = json.loads(store.read_bytes(path))
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks_here, 1)))
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         config = LaunchConfig.load(values["launch"], where="launch")
         train_here(Job(**values["job"]), config, _say if is_first else None)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n" if is_first else "")
+        _tell_launcher(error)
         return _USER_ERROR
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed launcher ends no rank, and two runs of a
+    folder would spoil each other."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os._exit(1)
+
+
+def _tell_launcher(error: UserError) -> None:
+    """Write the error where the launcher reads it, in its own format."""
+    told = {"message": error.what, "timestamp": int(time.time())}
+    told[_TOLD] = [error.what, error.why, error.fix]
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -51,21 +51,29 @@ class Planned:
 
 def compose_stage(model: ModelConfig, out: str) -> Planned:
     """Return the stage that composes a model; its identity is that of both halves' files."""
-    from train.learn.checkpoint import base_hash
     from train.models.hub import local_directory
+    from train.models.origin import files_hash
 
     halves = {"vision_tower": model.vision_tower, "language_model": model.language_model}
-    identity = {name: base_hash(local_directory(str(one))) for name, one in halves.items()}
+    identity = {name: files_hash(local_directory(str(one))) for name, one in halves.items()}
     return Planned.of("compose", out, model.canonical(), identity, [])
 
 
 def given_model(model: ModelConfig) -> Planned:
-    """Return a model that is taken as it is, in the place of a composed one."""
+    """Return a model that is taken as it is, in the place of a composed one. Raises: UserError."""
     from train.learn.checkpoint import base_hash
+
+    directory = given_directory(model)
+    return Planned("model", base_hash(directory), directory, {})
+
+
+def given_directory(model: ModelConfig) -> str:
+    """Return the absolute directory of a model that is taken as it is. Raises: UserError."""
     from train.models.hub import local_directory
 
     directory = paths.absolute(local_directory(str(model.llava)))
-    return Planned("model", base_hash(directory), directory, {})
+    tokens_per_image(directory)
+    return directory
 
 
 def trained_stage(
@@ -111,6 +119,32 @@ def _shards_of(path: str, name: str) -> str:
         f"Training reads what the stages {' and '.join(WRITES_SHARDS)} wrote.",
         "Name the --out of such a run once it is finished.",
     )
+
+
+def tokens_per_image(model_dir: str) -> int:
+    """Return how many tokens a model reads an image as. Raises: UserError for another directory."""
+    config = store.read_json(paths.join(model_dir, "config.json"))
+    if not isinstance(config, dict) or "image_seq_length" not in config:
+        raise UserError(
+            f"{model_dir} holds no LLaVA model.",
+            "Its config.json is missing, or has no image_seq_length.",
+            "Compose a tower and a language model first.",
+        )
+    return int(config["image_seq_length"])
+
+
+def check_inputs(stage: TrainedStage) -> None:
+    """Check that a stage's data and subset are there, before an earlier stage trains for days.
+
+    Raises: UserError.
+    """
+    data_directories(stage)
+    if stage.subset is not None and not paths.exists(stage.subset):
+        raise UserError(
+            f"recipe.{stage.name}.subset: {stage.subset} is not there.",
+            "It names the uids that are trained on.",
+            "Give a parquet file with a column uid, or a folder of such.",
+        )
 
 
 def subset_digest(path: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from manifests import paths, store
 from manifests.errors import UserError
-from pipelines.training.layout import data_directories
+from pipelines.training.layout import data_directories, given_directory, tokens_per_image
 from pipelines.training.recipe import TrainedStage, TrainingRecipe
-from pipelines.training.run import Say, run_training, tokens_per_image
+from pipelines.training.run import Say, run_training
 
 PREVIEWS_PER_SOURCE = 3
 
@@ -20,8 +20,9 @@ def preview_text(
     Raises: UserError.
     """
     stage = _stage_named(recipe, name)
-    base = recipe.model.llava
-    if base is None:
+    if recipe.model.llava:
+        base = given_directory(recipe.model)
+    else:
         base = run_training(recipe, out, until="compose", say=say)["compose"]
     return _report(stage, base, paths.absolute(out), colour)
 

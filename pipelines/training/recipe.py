@@ -15,10 +15,12 @@ from manifests.errors import UserError
 from manifests.strict import MissingField, Strict, unknown_key
 from pipelines.recipe import apply_setting, read_yaml
 from train.config import TrainConfig
+from train.text.template import BUNNY_END_TOKENS
 
 STAGES = ("compose", "pretrain", "finetune", "export")
 """In run order. A recipe without `pretrain` finetunes the projector as it is in the model."""
 Trained = Literal["pretrain", "finetune"]
+TEMPLATES = ("plain", *BUNNY_END_TOKENS, "chat")
 TRAINED: tuple[Trained, ...] = ("pretrain", "finetune")
 _SECTIONS = ("model", *TRAINED, "export", "launch")
 _OF_DATA = ("data", "subset")
@@ -41,7 +43,8 @@ class ModelConfig(Strict):
     seed: int = 0
     """Of the projector's first weights."""
     chat_template: Literal["bunny", "own"] = "bunny"
-    """What is served: Bunny's form, or the language model's own."""
+    """Of the composed model, which finetune.template chat trains on. Other templates are written
+    into what is exported, whatever this is."""
     location_fields: ClassVar[frozenset[str]] = frozenset(
         {"vision_tower", "language_model", "llava"}
     )
@@ -158,6 +161,12 @@ def load_training(path: str, overrides: Sequence[str] = ()) -> TrainingRecipe:
 
 def parse_training(values: Mapping[str, Any]) -> TrainingRecipe:
     """Return the training recipe that a parsed mapping means. Raises: UserError."""
+    if "source" in values and "model" not in values:
+        raise UserError(
+            "The recipe is one of curation.",
+            "It has a section source, and none that says which model.",
+            "Run it by `warren run`.",
+        )
     for name in values:
         if name not in _SECTIONS:
             raise unknown_key(str(name), list(_SECTIONS), where="recipe")
@@ -199,5 +208,11 @@ def _trained(name: Trained, values: Any) -> TrainedStage:
     else:
         given.setdefault("stage", "adapter")
     found = TrainedStage(name, tuple(data), subset, given)
-    found.config()
+    template = found.config().template
+    if template not in TEMPLATES:
+        raise UserError(
+            f"{where}.template is {template!r}.",
+            "There is no such template.",
+            f"Choose one of {', '.join(TEMPLATES)}.",
+        )
     return found

@@ -20,11 +20,13 @@ from manifests.work import RECORD, StageDir
 from pipelines.training import launch
 from pipelines.training.layout import (
     Planned,
+    check_inputs,
     compose_stage,
     data_directories,
     export_stage,
     given_model,
     settings_of,
+    tokens_per_image,
     trained_stage,
     unfinished_other,
 )
@@ -71,6 +73,7 @@ class _Run:
     def stages(self) -> list[Planned]:
         """Make what is not finished, and return all stages."""
         wanted = self.recipe.stages(self.until)
+        self.ranks.from_first(lambda: self._check_inputs(wanted))
         model = self.recipe.model
         found = [] if model.llava else [self._made(lambda: compose_stage(model, self.out), [])]
         before = found or [self.ranks.from_first(lambda: given_model(model))]
@@ -83,6 +86,11 @@ class _Run:
                 self._made(lambda: export_stage(self.recipe, self.out, before), before),
             ]
         return [one for one in before if one.name in wanted]
+
+    def _check_inputs(self, wanted: list[str]) -> None:
+        for stage in self.recipe.trained:
+            if stage.name in wanted:
+                check_inputs(stage)
 
     def _trained(self, stage: TrainedStage, before: list[Planned]) -> Planned:
         return self._made(
@@ -102,6 +110,7 @@ class _Run:
         done = self.ranks.from_first(lambda: self._begun(planned, before))
         started = time.monotonic()
         if not done and stage is not None:
+            self.say(f"{planned.name}: {paths.name_of(planned.directory)} trains")
             launch.run(self._job(stage, planned, before), self.recipe.launch, self.say)
         elif not done and self.ranks.is_first:
             self._write(planned, before)
@@ -131,7 +140,7 @@ class _Run:
         if paths.exists(paths.join(planned.directory, "config.json")):
             return
         if planned.name == "compose":
-            compose_model(self.recipe, planned.directory, self.say)
+            compose_model(self.recipe.model, planned.directory, self.say)
         else:
             from pipelines.training.show import exported_text
             from train.models.export import export
@@ -172,12 +181,11 @@ def _chain(planned: list[Planned]) -> list[StageDir]:
     return [StageDir(one.name, one.directory) for one in planned if one.name != "model"]
 
 
-def compose_model(recipe: TrainingRecipe, out: str, say: Say) -> None:
-    """Compose a recipe's tower and language model. Raises: UserError."""
+def compose_model(model: ModelConfig, out: str, say: Say) -> None:
+    """Compose a tower and a language model. Raises: UserError."""
     from train.models.compose import compose
     from train.models.hub import local_directory
 
-    model = recipe.model
     made = compose(
         local_directory(str(model.vision_tower)),
         local_directory(str(model.language_model)),
@@ -186,45 +194,30 @@ def compose_model(recipe: TrainingRecipe, out: str, say: Say) -> None:
         resize_vocabulary=model.resize_vocabulary,
         seed=model.seed,
         dtype=model.dtype,
-        chat_template=_chat_template(recipe, model),
+        chat_template=_chat_template(model),
     )
     for warning in made.warnings:
         say(f"warning: {warning}")
     say(f"compose: {made.num_image_tokens} tokens an image, each {made.image_token!r}")
 
 
-def _chat_template(recipe: TrainingRecipe, model: ModelConfig) -> str:
-    """Return the template that is served: answers end in it as they do in training."""
+def _chat_template(model: ModelConfig) -> str:
+    """Return the composed model's template; export writes the one that was trained with."""
     from train.models.compose import load_tokenizer
     from train.models.hub import local_directory
     from train.models.processor_files import BUNNY_TEMPLATE
-    from train.text.template import BUNNY_END_TOKENS
 
-    if model.chat_template == "own":
-        directory = Path(local_directory(str(model.language_model)))
-        own: str | None = load_tokenizer(directory).chat_template
-        if own is None:
-            raise UserError(
-                f"{directory} has no chat template of its own.",
-                "recipe.model.chat_template is own.",
-                "Set it to bunny.",
-            )
-        return own
-    taught = [one.given.get("template") for one in recipe.trained if one.name == "finetune"]
-    ends = [repr(BUNNY_END_TOKENS[one]) for one in taught if one in BUNNY_END_TOKENS]
-    return BUNNY_TEMPLATE.replace("eos_token", ends[0]) if ends else BUNNY_TEMPLATE
-
-
-def tokens_per_image(model_dir: str) -> int:
-    """Return how many tokens a model reads an image as. Raises: UserError for another directory."""
-    config = store.read_json(paths.join(model_dir, "config.json"))
-    if not isinstance(config, dict) or "image_seq_length" not in config:
+    if model.chat_template == "bunny":
+        return BUNNY_TEMPLATE
+    directory = Path(local_directory(str(model.language_model)))
+    own: str | None = load_tokenizer(directory).chat_template
+    if own is None:
         raise UserError(
-            f"{model_dir} holds no LLaVA model.",
-            "Its config.json is missing, or has no image_seq_length.",
-            "Compose a tower and a language model first.",
+            f"{directory} has no chat template of its own.",
+            "recipe.model.chat_template is own.",
+            "Set it to bunny.",
         )
-    return int(config["image_seq_length"])
+    return own
 
 
 def write_record(planned: Planned, seconds: float) -> None:

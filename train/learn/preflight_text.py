@@ -18,8 +18,9 @@ def rendered(seen: Preflight) -> RenderableType:
     """Return the findings for rich's console; previews keep the colours that they have."""
     parts: list[RenderableType] = [_sources(seen), _facts(seen)]
     for one in seen.sources:
-        for text in one.previews:
-            parts += [Text(f"{one.name}:", style="bold"), Text.from_ansi(text)]
+        for at, text in enumerate(dict.fromkeys(one.previews)):  # a row may be drawn twice
+            heading = [Text(f"\n{one.name}, trained text marked:", style="bold")] if not at else []
+            parts += [*heading, Text(""), Text.from_ansi(text)]
     return Group(*parts)
 
 

@@ -19,13 +19,14 @@ from manifests import store
 from manifests.errors import UserError
 from train.learn.checkpoint import differences
 from train.models import model_card, provenance
-from train.models.checkpoint_keys import published_key
+from train.models.checkpoint_keys import published_keys
 from train.models.compose import DTYPES, SHARD_BYTES, check_dtype, unfinished_directory
 from train.models.export import config_in, text_files
 from train.models.lora_merge import held_in
 from train.models.tensor_files import LazyTensor, read_tensors, write_tensors
 
 _SAYS_NOTHING = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
+_MOST_TOLD = 8
 _MUST_BE_EQUAL = ("tokenizer.json", "chat_template.jinja", "processor_config.json")
 
 
@@ -99,8 +100,9 @@ def _check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _by_name(path: Path) -> dict[str, LazyTensor]:
-    named = (replace(one, name=published_key(one.name)) for one in read_tensors(path))
-    return {one.name: one for one in named}
+    tensors = read_tensors(path)
+    names = published_keys(one.name for one in tensors)
+    return {names[one.name]: replace(one, name=names[one.name]) for one in tensors}
 
 
 def _mean(parts: Sequence[LazyTensor], weights: list[float], dtype: torch.dtype) -> LazyTensor:
@@ -123,10 +125,15 @@ def _check_same_kind(first: Path, others: list[Path]) -> None:
         wrong += [name for name in _MUST_BE_EQUAL if _bytes(first / name) != _bytes(other / name)]
         if wrong:
             raise UserError(
-                f"{first} and {other} are no models of one kind: {'; '.join(wrong[:20])}.",
+                f"{first} and {other} are no models of one kind: {_first_of(wrong)}.",
                 "Weights can be averaged only where each has the same place and meaning.",
                 "Average runs that were trained from one base with one template.",
             )
+
+
+def _first_of(wrong: list[str]) -> str:
+    more = len(wrong) - _MOST_TOLD
+    return "; ".join(wrong[:_MOST_TOLD]) + (f"; and {more} more differences" if more > 0 else "")
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Transformers 5 itself saves towers without `vision_model.`, which the others do 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 PROJECTOR = "multi_modal_projector"
 EMBEDDING = "language_model.model.embed_tokens.weight"
@@ -19,6 +20,7 @@ _PUBLISHED = {
     "language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+_EVA_PATCHES = "vision_tower.embeddings.patch_embed."
 _EVA = re.compile(r"(patch_embed|blocks|norm|norm_pre)\.|(cls_token|pos_embed)$")
 _NOT_OF_EVA = re.compile(r"(head|fc_norm|rope|text)\.|logit_(scale|bias)$")  # rope: made anew
 _BUFFERS = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")  # rebuilt when loading
@@ -98,3 +100,16 @@ def published_key(name: str) -> str:
         if plain.startswith(bare):
             return published + plain.removeprefix(bare)
     return plain
+
+
+def published_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return name -> published_key of all tensors of one model.
+
+    An EVA tower was never published as LLaVA's: it stays where train.models.eva looks for it.
+    """
+    plain = {name: plain_key(name) for name in names}
+    is_eva = any(one.startswith(_EVA_PATCHES) for one in plain.values())
+    return {
+        name: one if is_eva and one.startswith("vision_tower.") else published_key(name)
+        for name, one in plain.items()
+    }

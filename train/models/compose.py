@@ -22,6 +22,7 @@ from manifests import store
 from manifests.errors import UserError
 from train.models import checkpoint_keys, processor_files, scale_folding
 from train.models.image_token import ImageToken, pick_image_token
+from train.models.origin import write_origin
 from train.models.pickled_files import model_tensors
 from train.models.processor_files import BUNNY_TEMPLATE
 from train.models.same_text import check_same_text
@@ -98,6 +99,7 @@ def compose(
     # more rows are another shape to multiply by, and may be summed in another order
     exact = scale_folding.is_exact(divisor) and not resize_vocabulary
     _check(path, values, lm.path, main_dtype, exact)
+    write_origin(out, "compose", vision_tower=vision_tower, language_model=language_model)
     store.write_json(str(path), "config.json", values)
     return Composed(str(path), image.text, image.id, tower.shape.num_tokens, warnings)
 

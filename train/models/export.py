@@ -179,8 +179,8 @@ def _facts(made: Exported) -> list[str]:
         f"{check.difference:.2g}, where the largest is {check.largest:.3g}; {check.agreement:.1%} "
         "of the likeliest next tokens are the same.",
     ]
-    if made.noise:
-        name, worst = next(iter(made.noise.items()))
+    name, worst = next(iter(made.noise.items()), ("", 0.0))
+    if worst:
         facts.append(
             f"Rounding to {made.dtype} is at most {worst:.2g} of what training changed (`{name}`); "
             f"each layer's is in `{NOISE}`."

@@ -9,11 +9,12 @@ from manifests import paths
 from manifests.errors import UserError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")  # in the hub's own cache
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin"]
 
 
 def local_directory(name: str) -> str:
-    """Return a model's directory: as given, shipped with Warren, or a hub snapshot's.
+    """Return a model's directory, or file: as given, shipped with Warren, or a hub snapshot's.
 
     Args:
         name: a path, `warren:...`, or `owner/model`, which is downloaded unless it was before. With
@@ -22,7 +23,7 @@ def local_directory(name: str) -> str:
     Raises: UserError when there is no such directory and none can be had.
     """
     path = paths.resolve_resource(name)
-    if Path(path).is_dir():
+    if Path(path).exists():
         return path
     if not _HUB_NAME.fullmatch(name):
         raise UserError(
@@ -31,6 +32,25 @@ def local_directory(name: str) -> str:
             "Check the path.",
         )
     return _downloaded(name)
+
+
+def is_at_hand(name: str) -> bool:
+    """Return whether local_directory has a name's files without a download."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if Path(paths.resolve_resource(name)).exists():
+        return True
+    try:
+        return bool(_HUB_NAME.fullmatch(name) and snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return False
+
+
+def hub_name_of(directory: str) -> str | None:
+    """Return the hub name, owner/model, of a snapshot's directory; None for any other."""
+    found = _SNAPSHOT.search(paths.absolute(directory))
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def _downloaded(name: str) -> str:

@@ -32,6 +32,7 @@ from train.models.compose import (
 )
 from train.models.image_token import ImageToken, pick_image_token
 from train.models.lora_merge import ADAPTER_CONFIG, Adapter, read_adapter
+from train.models.origin import write_origin
 from train.models.pickled_files import PICKLED, held_tensors, model_tensors, pickled_tensors
 from train.models.processor_files import BUNNY_TEMPLATE, ImageShape
 from train.models.tensor_files import INDEX, WEIGHTS, LazyTensor, write_tensors
@@ -114,6 +115,7 @@ def import_bunny(
     _write_processor(path, tower, image, raw)
     processor_files.write_tokenizer(path, tokenizer, image, BUNNY_TEMPLATE)
     processor_files.write_generation_config(path, lm, tokenizer)
+    write_origin(out, "import_bunny", checkpoint=checkpoint, base=base, vision_tower=vision_tower)
     store.write_json(str(path), "config.json", values)
     noise = adapter.noise if adapter else {}
     num_tokens = tower.shape.num_tokens

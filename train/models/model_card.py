@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from train.models.provenance import runs_in
+from train.models.towers import EVA
 
 CARD = "README.md"
 _FRONT = """\
@@ -21,11 +22,10 @@ pipeline_tag: image-text-to-text
 ---
 # {name}
 
-A `LlavaForConditionalGeneration` of plain transformers, with no code of its own. Weights: {dtype}.
+{kind} Weights: {dtype}.
 
 ```python
-from transformers import AutoProcessor, LlavaForConditionalGeneration
-
+{imports}
 model = LlavaForConditionalGeneration.from_pretrained("{name}", dtype="auto")
 processor = AutoProcessor.from_pretrained("{name}")
 content = [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]
@@ -35,6 +35,17 @@ inputs = processor(images=image, text=text, return_tensors="pt", add_special_tok
 print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
 ```
 """
+
+
+_STOCK = "A `LlavaForConditionalGeneration` of plain transformers, with no code of its own."
+_OF_EVA = """\
+A `LlavaForConditionalGeneration` with an EVA vision tower, for which transformers has no class:
+Warren must be installed, and `register_eva` called. vLLM and llama.cpp cannot load it."""
+_IMPORTS = "from transformers import AutoProcessor, LlavaForConditionalGeneration\n"
+_REGISTERED = """
+from train.models.eva import register_eva
+
+register_eva()"""
 
 
 def card(name: str, training: Mapping[str, Any], facts: list[str]) -> str:
@@ -47,16 +58,30 @@ def card(name: str, training: Mapping[str, Any], facts: list[str]) -> str:
     """
     bases = "".join(f"\n- {one}" for one in dict.fromkeys(_bases(training)))
     bases = f"base_model:{bases}" if bases else "# base_model: the base does not tell its names."
-    parts = [_FRONT.format(name=name, bases=bases, dtype=training["dtype"])]
+    is_eva = training["tower"] == EVA
+    kind, imports = (_OF_EVA, _IMPORTS + _REGISTERED) if is_eva else (_STOCK, _IMPORTS)
+    dtype = training["dtype"]
+    parts = [_FRONT.format(name=name, bases=bases, dtype=dtype, kind=kind, imports=imports)]
     if facts:
         parts.append("## Weights\n\n" + "".join(f"- {one}\n" for one in facts))
     if shares := training.get("parts"):
         lines = [f"- {one['share']:g} of `{one['directory']}`\n" for one in shares]
         parts.append("## Average\n\nThe linear average of the weights of\n\n" + "".join(lines))
+    if origin := training.get("base", {}).get("origin"):
+        parts.append(_of_origin(origin))
     parts += [_of_run(run) for run in runs_in(training)]
     versions = ", ".join(f"{name} {one}" for name, one in training["versions"].items() if one)
     parts.append(f"## Made with\n\n{versions}\n\nAll of this, for programs: `training.json`.\n")
     return "\n".join(parts)
+
+
+def _of_origin(origin: Mapping[str, Any]) -> str:
+    lines = [
+        f"- {role.replace('_', ' ')}: `{one['hub_name'] or one['directory']}`, "
+        f"hash `{one['hash'][:16]}`\n"
+        for role, one in origin["parts"].items()
+    ]
+    return f"## Base\n\nMade by `{origin['made_by']}` of\n\n" + "".join(lines)
 
 
 def _bases(training: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from manifests.errors import UserError
 from manifests.record import git_commit, versions
 from train.models.draws import Draws, reasons_of
 from train.models.finished_run import FinishedRun
+from train.models.origin import read_origin
 
 TRAINING = "training.json"
 VERSION = 1
@@ -24,19 +25,21 @@ def of_export(
 ) -> dict[str, Any]:
     """Return the provenance of a run's model, JSON-ready.
 
-    base_models: hub names of tower and language model; () where only configs may tell them.
-    runs: those whose projectors were built on, first to last. base: with its own provenance where
-    it was exported before.
+    base_models: hub names of tower and language model; () for those that the base tells.
+    tower: the model_type of the vision tower. runs: those whose projectors were built on, first to
+    last. base: with its own provenance where it was exported before.
     """
     return {
         "version": VERSION,
         "kind": "export",
         "dtype": dtype,
+        "tower": _tower(base),
         "runs": [_told(one) for one in run.earlier()],
         "base": {
             "directory": base,
             "hash": run.identity["base"],
             "models": list(base_models) or _models_of(base),
+            "origin": read_origin(base),
             "training": store.read_json(paths.join(base, TRAINING)),
         },
         "versions": _versions(),
@@ -55,6 +58,7 @@ def of_average(shares: Mapping[str, float], dtype: str) -> dict[str, Any]:
     ]
     return {
         **{"version": VERSION, "kind": "average", "dtype": dtype},
+        "tower": _tower(next(iter(shares))),
         **{"parts": parts, "versions": _versions()},
     }
 
@@ -87,10 +91,19 @@ def _all_runs(training: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]
 
 
 def _models_of(base: str) -> list[str]:
-    """Return the hub names of tower and language model, where the base's config tells them."""
+    """Return the hub names of what a base was made of, where it, or its config, tells them."""
+    origin = read_origin(base) or {"parts": {}}
+    known = [one["hub_name"] for one in origin["parts"].values() if one["hub_name"]]
+    if known:
+        return known
     config = store.read_json(paths.join(base, "config.json"))
     names = [config[part].get("_name_or_path") for part in ("vision_config", "text_config")]
     return [name for name in names if name and _HUB_NAME.fullmatch(name)]
+
+
+def _tower(model_dir: str) -> str:
+    config = store.read_json(paths.join(model_dir, "config.json"))
+    return str(config["vision_config"].get("model_type", "clip_vision_model"))  # as LlavaConfig
 
 
 def _told(run: FinishedRun) -> dict[str, Any]:

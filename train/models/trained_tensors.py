@@ -1,7 +1,7 @@
 """What a run trained, put into its base model: adapters merged, whole tensors in place of old ones.
 
 Merges and sums are in float32 and rounded once. A run's tensors are named as in
-LlavaForConditionalGeneration, a base's as its files have them; both are told by published names.
+LlavaForConditionalGeneration, a base's as its files have them; plain_key makes both the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from manifests.errors import UserError
-from train.models.checkpoint_keys import published_key
+from train.models.checkpoint_keys import plain_key, published_key, published_keys
 from train.models.finished_run import FinishedRun
 from train.models.lora_merge import Adapter, rounded_once
 from train.models.tensor_files import LazyTensor, file_tensors
@@ -28,7 +28,7 @@ def is_lora(name: str) -> bool:
 
 @dataclass(frozen=True)
 class TrainedTensors:
-    """A run's result. adapter: of all its LoRA factors; whole: tensors by published name.
+    """A run's result. adapter: of all its LoRA factors; whole: tensors by their plain_key.
 
     `noise` is filled as written tensors are read: |rounding| / |change|, Frobenius norms.
     """
@@ -47,7 +47,7 @@ class TrainedTensors:
             stem = name.removesuffix(_LORA_A)
             pair = (tensors.pop(name), tensors.pop(stem + _LORA_B))
             factors[published_key(f"{stem}.weight")] = pair
-        whole = {published_key(one.name): one for one in tensors.values()}
+        whole = {plain_key(one.name): one for one in tensors.values()}
         return cls(Adapter(lora.alpha / lora.rank, factors, noise), whole, noise)
 
     def applied(self, base: list[LazyTensor], dtype: torch.dtype | None) -> list[LazyTensor]:
@@ -60,17 +60,18 @@ class TrainedTensors:
         Raises: UserError for trained tensors that the base lacks, or has in another shape; and,
             when a tensor is read, for values that `dtype` cannot hold.
         """
-        named = [replace(one, name=published_key(one.name)) for one in base]
-        self._check_fits({one.name: one for one in named})
+        names = published_keys(one.name for one in base)
+        named = [replace(one, name=names[one.name]) for one in base]
+        self._check_fits({plain_key(one.name): one for one in named})
         return [self._made(one, dtype or one.dtype) for one in named]
 
     def _made(self, one: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-        if one.name not in self.whole:
+        if plain_key(one.name) not in self.whole:
             return self.adapter.merged(one, dtype)
         return LazyTensor(one.name, one.shape, dtype, self._replacing(one, dtype))
 
     def _replacing(self, old: LazyTensor, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-        new = self.whole[old.name]
+        new = self.whole[plain_key(old.name)]
 
         def read() -> torch.Tensor:
             exact = new.read().float()
@@ -80,7 +81,8 @@ class TrainedTensors:
 
     def _check_fits(self, base: dict[str, LazyTensor]) -> None:
         shapes = {name: one.shape for name, one in self.whole.items()}
-        shapes |= {n: (b.shape[0], a.shape[1]) for n, (a, b) in self.adapter.factors.items()}
+        factors = self.adapter.factors.items()
+        shapes |= {plain_key(n): (b.shape[0], a.shape[1]) for n, (a, b) in factors}
         foreign = sorted(n for n, s in shapes.items() if n not in base or base[n].shape != s)
         if foreign:
             raise UserError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from manifests import paths, store
 from manifests.errors import UserError
 from manifests.strict import Strict
+from train.models.towers import register_tower
 from train.serve.prompts import ImageMode, Prompts, Question
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -175,7 +176,7 @@ def load_model(
     """
     from transformers import LlavaForConditionalGeneration
 
-    _check_kind(model_dir)
+    register_tower(_config_of(model_dir))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -187,14 +188,15 @@ def load_model(
     return Chatter(model.eval().to(device), prompts, decoding or Decoding())
 
 
-def _check_kind(model_dir: str) -> None:
-    found = store.read_json(paths.join(model_dir, "config.json"))
+def _config_of(model_dir: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = store.read_json(paths.join(model_dir, "config.json"))
     if found is None or found.get("model_type") != "llava":
         raise UserError(
             f"{model_dir} holds no LLaVA model.",
             "Its config.json is missing or of another model_type.",
             "Give a directory that compose, import-bunny or export wrote.",
         )
+    return found
 
 
 def _leave_sampling_to_us(config: Any) -> None:
