@@ -1,0 +1,249 @@
+"""Train the demo's SigLIP vision tower on the demo world (other seeds than the demo's own).
+
+    python -m pipelines.demo.train_tower --out pipelines/demo/tower
+
+writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and its MODEL_CARD.md.
+A quarter of an hour on one CPU core; the same seed, thread count and versions of libraries give the
+same weights.
+
+Two losses:
+- sigmoid, each picture against each caption of the batch (Zhai et al. 2023, arXiv:2303.15343); the
+  text half is thrown away;
+- patches: a linear head, thrown away, must tell from each patch's features what patches.ASKED asks.
+  Read are the features that LLaVA takes, those before the last layer. A large tower learns such from
+  millions of captions; this one sees too few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.demo.patches import ASKED, OF_PATCH, PATCH, Pictures, join_pictures, make_pictures
+from pipelines.demo.practice import IMAGE_SIDE, to_model_input
+from pipelines.demo.seeds import rng_for
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+TRAIN_SEED = 7_002
+NUM_PICTURES = 40_000
+NUM_CAPTIONS = 2
+BATCH = 64
+PEAK_LR = 2e-3
+MAX_WORDS = 32
+FEATURE_LAYER = -2
+"""LLaVA's, of hidden_states."""
+LOG_EVERY_STEPS = 25
+_WORDS = Path(__file__).parent / "model" / "tokenizer.json"
+_TEXT_WIDTH = 64
+
+
+def main(arguments: list[str]) -> None:
+    """Train, save and judge a tower as the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the model")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of 64 pairs")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, part of the result")
+    parser.add_argument("--plain", action="store_true", help="the sigmoid loss alone, to compare")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    weight = 0.0 if parsed.plain else 1.0
+    train(parsed.out, num_steps=parsed.steps, num_threads=parsed.threads, patch_weight=weight)
+
+
+def train(out_dir: Path, *, num_steps: int, num_threads: int, patch_weight: float = 1.0) -> None:
+    """Train for `num_steps` steps and write the model and its card to `out_dir`.
+
+    patch_weight: of the patches' loss beside the sigmoid loss.
+    """
+    from curate.media.torchvision_ops import ensure_torchvision_importable
+
+    ensure_torchvision_importable()
+    import torch
+
+    torch.set_num_threads(num_threads)
+    torch.manual_seed(TRAIN_SEED)
+    started = time.monotonic()
+    pictures = _make_all(min(NUM_PICTURES, num_steps * BATCH), num_threads)
+    log.info("made %d pictures in %.0f s", len(pictures.pixels), time.monotonic() - started)
+    tower = _fit(pictures, num_steps, patch_weight)
+    save(out_dir, tower)
+    log.info("trained in %.0f s", time.monotonic() - started)
+    from pipelines.demo.judge_tower import judge, write_card
+
+    seconds = time.monotonic() - started
+    write_card(out_dir, judge(out_dir), num_steps=num_steps, seconds=seconds)
+
+
+def _make_all(num_pictures: int, num_workers: int) -> Pictures:
+    chunks = [range(start, start + 500) for start in range(0, num_pictures, 500)]
+    with ProcessPoolExecutor(num_workers) as pool:
+        return join_pictures(list(pool.map(_make_chunk, chunks)))
+
+
+def _make_chunk(indices: range) -> Pictures:
+    return make_pictures(TRAIN_SEED, indices, num_captions=NUM_CAPTIONS)
+
+
+def tower_config() -> dict[str, Any]:
+    """Return SiglipVisionConfig's fields; the last layer serves the pooled embedding alone."""
+    return {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "image_size": IMAGE_SIDE,
+        "patch_size": PATCH,
+    }
+
+
+def _fit(pictures: Pictures, num_steps: int, patch_weight: float) -> Any:
+    """Return the trained SiglipVisionModel."""
+    import torch
+
+    model = _Pair()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_LR, weight_decay=0.02, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_LR, total_steps=num_steps, pct_start=0.08
+    )
+    tokens = _tokens(pictures.captions)
+    started = time.monotonic()
+    for step, chosen in enumerate(_batches(len(pictures.pixels), num_steps), start=1):
+        pixels = to_model_input(pictures.pixels[chosen])
+        answers = torch.from_numpy(pictures.answers[chosen]).long()
+        losses = model.losses(pixels, tokens[chosen, step % NUM_CAPTIONS], answers)
+        optimizer.zero_grad()
+        (losses["sigmoid"] + patch_weight * losses["patches"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY_STEPS == 0:
+            left = (num_steps - step) * (time.monotonic() - started) / step
+            said = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+            log.info("step %d/%d  %s  %.0f s left", step, num_steps, said, left)
+    return model.tower.eval()
+
+
+def _batches(num_pictures: int, num_steps: int) -> Iterator[np.ndarray]:
+    """Yield each step's pictures; all are seen before any is seen again."""
+    order = np.empty(0, dtype=np.int64)
+    for step in range(num_steps):
+        if len(order) < BATCH:
+            order = rng_for(TRAIN_SEED, "tower order", step).permutation(num_pictures)
+        chosen, order = order[:BATCH], order[BATCH:]
+        yield chosen
+
+
+def _tokens(captions: list[list[str]]) -> torch.Tensor:
+    """Return the words of every caption: int64 [pictures, captions each, MAX_WORDS]."""
+    import torch
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(_WORDS))
+    words.enable_truncation(MAX_WORDS)
+    words.enable_padding(length=MAX_WORDS, pad_id=0)
+    flat = words.encode_batch([one for each in captions for one in each])
+    ids = torch.tensor([one.ids for one in flat], dtype=torch.int64)
+    return ids.reshape(len(captions), -1, MAX_WORDS)
+
+
+def _num_words() -> int:
+    return len(json.loads(_WORDS.read_text(encoding="utf-8"))["model"]["vocab"])
+
+
+def _make_pair() -> type:
+    """Return the class of the model in training; torch is imported by then."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+    from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+
+    class Pair(nn.Module):
+        """A tower, its throwaway text half and the throwaway head over its patches."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = SiglipVisionModel(SiglipVisionConfig(**tower_config()))
+            width = self.tower.config.hidden_size
+            self.text = SiglipTextModel(
+                SiglipTextConfig(
+                    vocab_size=_num_words(),
+                    hidden_size=_TEXT_WIDTH,
+                    intermediate_size=2 * _TEXT_WIDTH,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    max_position_embeddings=MAX_WORDS,
+                    projection_size=width,
+                )
+            )
+            self.ask = nn.Linear(width, sum(map(len, ASKED.values())))
+            self.scale = nn.Parameter(torch.tensor(10.0).log())
+            self.bias = nn.Parameter(torch.tensor(-10.0))
+
+        def losses(
+            self, pixels: torch.Tensor, tokens: torch.Tensor, answers: torch.Tensor
+        ) -> dict[str, torch.Tensor]:
+            seen = self.tower(pixels, output_hidden_states=True)
+            images = functional.normalize(seen.pooler_output, dim=-1)
+            texts = functional.normalize(self.text(tokens).pooler_output, dim=-1)
+            logits = self.scale.exp() * images @ texts.T + self.bias
+            signs = 2 * torch.eye(len(logits)) - 1
+            sigmoid = -functional.logsigmoid(signs * logits).sum() / len(logits)
+            patches = self._patches(seen.hidden_states[FEATURE_LAYER], answers)
+            return {"sigmoid": sigmoid, "patches": patches}
+
+        def _patches(self, features: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+            """Return the mean loss of a question; a patch with a thing counts as four."""
+            said = self.ask(features).flatten(0, 1).split([len(one) for one in ASKED.values()], -1)
+            answers = answers.flatten(0, 1)
+            weight = 1 + 3 * (answers[:, 0] > 0).float()
+            total = features.new_zeros(())
+            for at, (name, logits) in enumerate(zip(ASKED, said, strict=True)):
+                losses = functional.cross_entropy(logits, answers[:, at], reduction="none")
+                total += (weight * losses).sum() / weight.sum() * (1 if name in OF_PATCH else 0.5)
+            return total
+
+    return Pair
+
+
+def _Pair() -> Any:  # noqa: N802
+    return _make_pair()()
+
+
+def save(out_dir: Path, tower: Any) -> None:
+    """Write the tower in float16, and how pictures become its pixel values."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    tower.half().save_pretrained(out_dir)
+    square = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    half = [0.5, 0.5, 0.5]
+    processor = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": square,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": half,
+        "image_std": half,
+    }
+    text = json.dumps(processor, indent=2) + "\n"
+    (out_dir / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
