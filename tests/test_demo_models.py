@@ -1,3 +1,5 @@
+"""The models that ship with the demo: small, stock, and good enough to be taught."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -117,5 +119,6 @@ def test_accuracy_counts_answers_that_are_right_to_the_letter() -> None:
 
 def _scene(thing: Thing, **size: int) -> Scene:
     rest: dict[str, Any] = {"digit": None, "digit_colour": None, "digit_row": None}
-    return Scene("single", (thing,), None, **rest, background="grey", texture="flat",
-                 texture_seed=0, **size)
+    return Scene(
+        "single", (thing,), None, **rest, background="grey", texture="flat", texture_seed=0, **size
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.demo.language import Text, make_text
+from pipelines.demo.language import make_text
 from pipelines.demo.train_language_model import encode, mean_loss
 
 HELD_OUT_SEED = 9_003
@@ -31,7 +30,10 @@ def judge(model_dir: Path, *, num_texts: int = NUM_HELD_OUT) -> Figures:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [make_text(HELD_OUT_SEED, index) for index in range(num_texts)]
     rows = [encode(tokenizer, one) for one in texts]
-    of = {name: [row for row, one in zip(rows, texts, strict=True) if is_of(one)] for name, is_of in _SORTS}
+    of = {
+        name: [row for row, one in zip(rows, texts, strict=True) if is_of(one)]
+        for name, is_of in _SORTS
+    }
     figures = {f"perplexity, {name}": perplexity(model, some) for name, some in of.items()}
     figures["perplexity, by word counts alone"] = unigram_perplexity(rows, model.config.vocab_size)
     for name in ("told", "not told"):
@@ -113,7 +115,8 @@ many rows hold, such as Bunny's system sentence, are one token each.
 
 Trained in {seconds:.0f} seconds, the making of the texts included, on one CPU core, by
 
-    python -m pipelines.demo.train_language_model --out pipelines/demo/language_model --steps {num_steps}
+    OUT=pipelines/demo/language_model
+    python -m pipelines.demo.train_language_model --out $OUT --steps {num_steps}
 
 on captions, exercises, and talk about scenes that are told in words or not at all (other seeds than
 the demo's). It never saw a picture. The head's bias is zero: LLaVA's head has none.

@@ -83,9 +83,7 @@ def accuracies(features: np.ndarray, pictures: Pictures, num_train: int) -> Figu
 def _probe(rows: np.ndarray, truth: np.ndarray, is_test: np.ndarray) -> float:
     train, test = rows[~is_test].astype(np.float64), rows[is_test].astype(np.float64)
     mean, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
-    train, test = (
-        np.c_[(one - mean) / spread, np.ones(len(one))] for one in (train, test)
-    )
+    train, test = (np.c_[(one - mean) / spread, np.ones(len(one))] for one in (train, test))
     one_hot = np.eye(int(truth.max()) + 1)[truth[~is_test]]
     gram = train.T @ train + _RIDGE * len(train) * np.eye(train.shape[1])
     said = (test @ np.linalg.solve(gram, train.T @ one_hot)).argmax(axis=1)

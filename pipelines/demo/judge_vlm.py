@@ -26,7 +26,7 @@ def seen_and_blind(llava: Any, tokenizer: Any, asked: Sequence[HeldOut]) -> dict
 
 
 def answers(llava: Any, tokenizer: Any, asked: Sequence[HeldOut]) -> list[str]:
-    """Return the model's likeliest answers, in Bunny's template, to questions about 64-token images.
+    """Return the model's likeliest answers to questions about pictures, in Bunny's template.
 
     llava: a LlavaForConditionalGeneration in float32, with adapters or without.
     """

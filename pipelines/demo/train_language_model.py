@@ -12,7 +12,6 @@ The head's bias stays zero: LLaVA's head has none (Bunny's class declares none e
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys

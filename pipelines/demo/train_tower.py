@@ -2,16 +2,16 @@
 
     python -m pipelines.demo.train_tower --out pipelines/demo/tower
 
-writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and its MODEL_CARD.md.
-A quarter of an hour on one CPU core; the same seed, thread count and versions of libraries give the
-same weights.
+writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and its card. A quarter
+of an hour on one CPU core; the same seed, thread count and versions of libraries give the same
+weights.
 
 Two losses:
 - sigmoid, each picture against each caption of the batch (Zhai et al. 2023, arXiv:2303.15343); the
   text half is thrown away;
-- patches: a linear head, thrown away, must tell from each patch's features what patches.ASKED asks.
-  Read are the features that LLaVA takes, those before the last layer. A large tower learns such from
-  millions of captions; this one sees too few.
+- patches: a linear head, thrown away, must tell from each patch's features what patches.ASKED
+  asks. Read are the features that LLaVA takes, those before the last layer. A large tower learns
+  such from millions of captions; this one sees too few.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _fit(pictures: Pictures, num_steps: int, patch_weight: float) -> Any:
     """Return the trained SiglipVisionModel."""
     import torch
 
-    model = _Pair()
+    model = _make_pair()()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LR, weight_decay=0.02, betas=(0.9, 0.98)
     )
@@ -170,7 +170,12 @@ def _make_pair() -> type:
     import torch
     from torch import nn
     from torch.nn import functional
-    from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+    from transformers import (
+        SiglipTextConfig,
+        SiglipTextModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
 
     class Pair(nn.Module):
         """A tower, its throwaway text half and the throwaway head over its patches."""
@@ -218,10 +223,6 @@ def _make_pair() -> type:
             return total
 
     return Pair
-
-
-def _Pair() -> Any:  # noqa: N802
-    return _make_pair()()
 
 
 def save(out_dir: Path, tower: Any) -> None:
