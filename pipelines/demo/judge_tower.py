@@ -61,8 +61,8 @@ def judge(tower_dir: Path, *, num_train: int = 1_500, num_test: int = 500) -> Fi
 def accuracies(features: np.ndarray, pictures: Pictures, num_train: int) -> Figures:
     """Return each probe's accuracy on all pictures but the first `num_train`, its training data.
 
-    "what" is asked of all patches, the others of a patch of those that show a thing; questions of
-    the whole picture are asked of the mean over patches.
+    Questions of a patch are asked of those that show a thing, those of the picture of the mean
+    over patches.
     """
     found = {}
     for at, name in enumerate(ASKED):
@@ -90,13 +90,13 @@ def _probe(rows: np.ndarray, truth: np.ndarray, is_test: np.ndarray) -> float:
     return float((said == truth[is_test]).mean())
 
 
-def write_card(tower_dir: Path, figures: Figures, *, num_steps: int, seconds: float) -> None:
+def write_card(tower_dir: Path, figures: Figures, *, seconds: float) -> None:
     """Write MODEL_CARD.md: what the tower is, how it was trained, what it reached."""
     rows = "\n".join(
         f"| {name} | {figures[name]:.3f} | {figures[f'{name}, of raw pixels']:.3f} |"
         for name in ASKED
     )
-    text = _CARD.format(num_steps=num_steps, seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
+    text = _CARD.format(seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
     (tower_dir / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ patches of 64-pixel pictures, so 64 tokens a picture; plain `transformers` loads
 Trained on pictures and captions made for it (other seeds than the demo's) in {seconds:.0f} seconds,
 the making of the pictures included, on one CPU core, by
 
-    python -m pipelines.demo.train_tower --out pipelines/demo/tower --steps {num_steps}
+    python -m pipelines.demo.train_tower --out pipelines/demo/tower
 
 with SigLIP's sigmoid loss, and beside it a loss over patches: from each one's features a linear
 head, thrown away, tells what the patch shows. A large tower learns that from millions of captions.

@@ -2,9 +2,9 @@
 
     python -m pipelines.demo.train_tower --out pipelines/demo/tower
 
-writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and its card. A quarter
-of an hour on one CPU core; the same seed, thread count and versions of libraries give the same
-weights.
+writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and a card. A
+quarter of an hour on one CPU core; the same seed, thread count and versions of libraries give the
+same weights.
 
 Two losses:
 - sigmoid, each picture against each caption of the batch (Zhai et al. 2023, arXiv:2303.15343); the
@@ -12,6 +12,9 @@ Two losses:
 - patches: a linear head, thrown away, must tell from each patch's features what patches.ASKED
   asks. Read are the features that LLaVA takes, those before the last layer. A large tower learns
   such from millions of captions; this one sees too few.
+
+In two phases: the second has smaller batches and looks above all for shapes and digits, which are
+learned last. It begins with the first one's float16 weights, so it can be run alone (--begun).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +43,8 @@ log = logging.getLogger(__name__)
 
 TRAIN_SEED = 7_002
 NUM_PICTURES = 40_000
+"""Of a phase."""
 NUM_CAPTIONS = 2
-BATCH = 64
-PEAK_LR = 2e-3
 MAX_WORDS = 32
 FEATURE_LAYER = -2
 """LLaVA's, of hidden_states."""
@@ -50,45 +53,76 @@ _WORDS = Path(__file__).parent / "model" / "tokenizer.json"
 _TEXT_WIDTH = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How a part of the training goes.
+
+    sigmoid_every: steps from one with the sigmoid loss to the next; the others are of patches.
+    what: weight of what a patch shows among the questions of patches.
+    """
+
+    num_steps: int
+    batch: int
+    peak_lr: float
+    sigmoid_every: int
+    what: float
+
+
+PHASES = (Phase(1200, 64, 2e-3, 1, 1.0), Phase(2400, 32, 1.2e-3, 4, 5.0))
+
+
 def main(arguments: list[str]) -> None:
     """Train, save and judge a tower as the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of 64 pairs")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, part of the result")
-    parser.add_argument("--plain", action="store_true", help="the sigmoid loss alone, to compare")
+    parser.add_argument("--begun", type=Path, help="directory of a model after the first phase")
+    parser.add_argument("--first-only", action="store_true", help="stop after the first phase")
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps, for a quick try")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    weight = 0.0 if parsed.plain else 1.0
-    train(parsed.out, num_steps=parsed.steps, num_threads=parsed.threads, patch_weight=weight)
+    chosen = range(parsed.begun is not None, 1 if parsed.first_only else len(PHASES))
+    options = {"begun": parsed.begun, "num_threads": parsed.threads, "share": parsed.share}
+    train(parsed.out, chosen, **options)
 
 
-def train(out_dir: Path, *, num_steps: int, num_threads: int, patch_weight: float = 1.0) -> None:
-    """Train for `num_steps` steps and write the model and its card to `out_dir`.
+def train(
+    out_dir: Path, phases: range, *, begun: Path | None, num_threads: int, share: float = 1.0
+) -> None:
+    """Train the chosen phases and write the model and its card to `out_dir`.
 
-    patch_weight: of the patches' loss beside the sigmoid loss.
+    begun: directory of a model to go on with; None at the first phase.
     """
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import torch
+    from transformers import SiglipVisionConfig, SiglipVisionModel
 
     torch.set_num_threads(num_threads)
-    torch.manual_seed(TRAIN_SEED)
     started = time.monotonic()
-    pictures = _make_all(min(NUM_PICTURES, num_steps * BATCH), num_threads)
-    log.info("made %d pictures in %.0f s", len(pictures.pixels), time.monotonic() - started)
-    tower = _fit(pictures, num_steps, patch_weight)
-    save(out_dir, tower)
-    log.info("trained in %.0f s", time.monotonic() - started)
+    for number in phases:
+        phase = PHASES[number]
+        phase = replace(phase, num_steps=max(round(phase.num_steps * share), 2))
+        torch.manual_seed(TRAIN_SEED + number)
+        if begun is None:
+            tower = SiglipVisionModel(SiglipVisionConfig(**tower_config()))
+        else:
+            tower = SiglipVisionModel.from_pretrained(begun, dtype=torch.float32)
+        tower = _fit(tower, _make_all(number, phase, num_threads), phase, number)
+        save(out_dir, tower)
+        begun = out_dir
+        log.info("phase %d ended after %.0f s", number + 1, time.monotonic() - started)
     from pipelines.demo.judge_tower import judge, write_card
 
-    seconds = time.monotonic() - started
-    write_card(out_dir, judge(out_dir), num_steps=num_steps, seconds=seconds)
+    write_card(out_dir, judge(out_dir), seconds=time.monotonic() - started)
 
 
-def _make_all(num_pictures: int, num_workers: int) -> Pictures:
-    chunks = [range(start, start + 500) for start in range(0, num_pictures, 500)]
+def _make_all(number: int, phase: Phase, num_workers: int) -> Pictures:
+    """Return the pictures of a phase, its own."""
+    first = number * NUM_PICTURES
+    needed = min(NUM_PICTURES, phase.num_steps * phase.batch)
+    chunks = [range(start, start + 500) for start in range(first, first + needed, 500)]
     with ProcessPoolExecutor(num_workers) as pool:
         return join_pictures(list(pool.map(_make_chunk, chunks)))
 
@@ -109,42 +143,43 @@ def tower_config() -> dict[str, Any]:
     }
 
 
-def _fit(pictures: Pictures, num_steps: int, patch_weight: float) -> Any:
-    """Return the trained SiglipVisionModel."""
+def _fit(tower: Any, pictures: Pictures, phase: Phase, number: int) -> Any:
+    """Return the tower, trained."""
     import torch
 
-    model = _make_pair()()
+    model = _make_pair()(tower, phase.what)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LR, weight_decay=0.02, betas=(0.9, 0.98)
+        model.parameters(), lr=phase.peak_lr, weight_decay=0.02, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LR, total_steps=num_steps, pct_start=0.08
+        optimizer, phase.peak_lr, total_steps=phase.num_steps, pct_start=0.08
     )
     tokens = _tokens(pictures.captions)
     started = time.monotonic()
-    for step, chosen in enumerate(_batches(len(pictures.pixels), num_steps), start=1):
+    for step, chosen in enumerate(_batches(len(pictures.pixels), phase, number), start=1):
         pixels = to_model_input(pictures.pixels[chosen])
         answers = torch.from_numpy(pictures.answers[chosen]).long()
-        losses = model.losses(pixels, tokens[chosen, step % NUM_CAPTIONS], answers)
+        read = tokens[chosen, step % NUM_CAPTIONS] if step % phase.sigmoid_every == 0 else None
+        losses = model.losses(pixels, read, answers)
         optimizer.zero_grad()
-        (losses["sigmoid"] + patch_weight * losses["patches"]).backward()
+        sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % LOG_EVERY_STEPS == 0:
-            left = (num_steps - step) * (time.monotonic() - started) / step
+            left = (phase.num_steps - step) * (time.monotonic() - started) / step
             said = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
-            log.info("step %d/%d  %s  %.0f s left", step, num_steps, said, left)
+            log.info("step %d/%d  %s  %.0f s left", step, phase.num_steps, said, left)
     return model.tower.eval()
 
 
-def _batches(num_pictures: int, num_steps: int) -> Iterator[np.ndarray]:
+def _batches(num_pictures: int, phase: Phase, number: int) -> Iterator[np.ndarray]:
     """Yield each step's pictures; all are seen before any is seen again."""
     order = np.empty(0, dtype=np.int64)
-    for step in range(num_steps):
-        if len(order) < BATCH:
-            order = rng_for(TRAIN_SEED, "tower order", step).permutation(num_pictures)
-        chosen, order = order[:BATCH], order[BATCH:]
+    for step in range(phase.num_steps):
+        if len(order) < phase.batch:
+            order = rng_for(TRAIN_SEED + number, "tower order", step).permutation(num_pictures)
+        chosen, order = order[: phase.batch], order[phase.batch :]
         yield chosen
 
 
@@ -170,19 +205,15 @@ def _make_pair() -> type:
     import torch
     from torch import nn
     from torch.nn import functional
-    from transformers import (
-        SiglipTextConfig,
-        SiglipTextModel,
-        SiglipVisionConfig,
-        SiglipVisionModel,
-    )
+    from transformers import SiglipTextConfig, SiglipTextModel
 
     class Pair(nn.Module):
         """A tower, its throwaway text half and the throwaway head over its patches."""
 
-        def __init__(self) -> None:
+        def __init__(self, tower: Any, what: float) -> None:
             super().__init__()
-            self.tower = SiglipVisionModel(SiglipVisionConfig(**tower_config()))
+            self.tower = tower
+            self.weights = {**dict.fromkeys(OF_PATCH, 1.0), "what": what}
             width = self.tower.config.hidden_size
             self.text = SiglipTextModel(
                 SiglipTextConfig(
@@ -200,8 +231,11 @@ def _make_pair() -> type:
             self.bias = nn.Parameter(torch.tensor(-10.0))
 
         def losses(
-            self, pixels: torch.Tensor, tokens: torch.Tensor, answers: torch.Tensor
+            self, pixels: torch.Tensor, tokens: torch.Tensor | None, answers: torch.Tensor
         ) -> dict[str, torch.Tensor]:
+            """Return the losses by name; without tokens that of patches alone."""
+            if tokens is None:
+                return {"patches": self._patches(self._features(pixels), answers)}
             seen = self.tower(pixels, output_hidden_states=True)
             images = functional.normalize(seen.pooler_output, dim=-1)
             texts = functional.normalize(self.text(tokens).pooler_output, dim=-1)
@@ -211,6 +245,13 @@ def _make_pair() -> type:
             patches = self._patches(seen.hidden_states[FEATURE_LAYER], answers)
             return {"sigmoid": sigmoid, "patches": patches}
 
+        def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+            """Return hidden_states[FEATURE_LAYER], without the layers after it."""
+            features = self.tower.embeddings(pixels)
+            for layer in self.tower.encoder.layers[: FEATURE_LAYER + 1]:
+                features = layer(features, attention_mask=None)
+            return features
+
         def _patches(self, features: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
             """Return the mean loss of a question; a patch with a thing counts as four."""
             said = self.ask(features).flatten(0, 1).split([len(one) for one in ASKED.values()], -1)
@@ -219,7 +260,7 @@ def _make_pair() -> type:
             total = features.new_zeros(())
             for at, (name, logits) in enumerate(zip(ASKED, said, strict=True)):
                 losses = functional.cross_entropy(logits, answers[:, at], reduction="none")
-                total += (weight * losses).sum() / weight.sum() * (1 if name in OF_PATCH else 0.5)
+                total += (weight * losses).sum() / weight.sum() * self.weights.get(name, 0.5)
             return total
 
     return Pair
