@@ -100,10 +100,10 @@ def _blocks(rows: Rows) -> list[Rows]:
     return [ordered[at : at + _ROWS_AT_ONCE] for at in range(0, len(ordered), _ROWS_AT_ONCE)]
 
 
-def write_card(model_dir: Path, figures: Figures, *, num_steps: int, seconds: float) -> None:
+def write_card(model_dir: Path, figures: Figures, *, seconds: float) -> None:
     """Write MODEL_CARD.md: what the model is, how it was trained, what it reached."""
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
-    text = _CARD.format(num_steps=num_steps, seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
+    text = _CARD.format(seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
     (model_dir / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
@@ -115,8 +115,7 @@ many rows hold, such as Bunny's system sentence, are one token each.
 
 Trained in {seconds:.0f} seconds, the making of the texts included, on one CPU core, by
 
-    OUT=pipelines/demo/language_model
-    python -m pipelines.demo.train_language_model --out $OUT --steps {num_steps}
+    python -m pipelines.demo.train_language_model --out pipelines/demo/language_model
 
 on captions, exercises, and talk about scenes that are told in words or not at all (other seeds than
 the demo's). It never saw a picture. The head's bias is zero: LLaVA's head has none.

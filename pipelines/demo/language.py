@@ -7,7 +7,7 @@ seen, so nothing here says what a picture shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,20 @@ from pipelines.demo.seeds import pick, rng_for
 from train.text.template import BUNNY_SYSTEM
 
 END = "<|endoftext|>"
-SHARES = {"talk": 0.62, "row": 0.18, "caption": 0.16, "task": 0.04}
-"""Kind of text -> its share."""
-_KINDS = tuple(SHARES)
-_EDGES = np.cumsum(list(SHARES.values()))
+MIXED = {"talk": 0.62, "row": 0.18, "caption": 0.16, "task": 0.04}
+"""Kind of text -> its share, for a model that knows nothing."""
+LOOKED_UP = {"ask": 0.7, "talk": 0.07, "row": 0.11, "caption": 0.1, "task": 0.02}
+"""The same, to learn above all to look answers up."""
+LEARNED_ALONE = ("ask",)
+"""Kinds of text of which only the answers are learned."""
 _TOLD_SHARE = 0.88
 _MOST_ROUNDS = 7
 _MAP_WORDS = 40
+ASKED_KINDS = (
+    *("colour", "shape", "count", "position", "digit"),
+    *("existence", "relation", "larger", "background"),
+)
+"""Kinds whose answers are a word or phrase, as the instruction mix asks them."""
 _SHORT_KINDS = tuple(kind for kind in KINDS if kind not in ("caption", "detail"))
 
 
@@ -41,19 +48,20 @@ class Text:
     text: str
 
 
-def make_text(seed: int, index: int) -> Text:
-    """Return text number `index` of the world `seed`, a function of the numbers alone."""
+def make_text(seed: int, index: int, shares: Mapping[str, float] = MIXED) -> Text:
+    """Return text number `index` of the world `seed`, a function of its arguments alone."""
     rng = rng_for(seed, "text", index)
-    kind = _KINDS[min(int(np.searchsorted(_EDGES, rng.random())), len(_KINDS) - 1)]
+    edges = np.cumsum(list(shares.values()))
+    kind = list(shares)[min(int(np.searchsorted(edges, rng.random())), len(shares) - 1)]
     if kind == "task":
         task = text_task(seed, index)
         return Text(kind, 0, _conversation("", (task,)))
     scene = clear_scene(seed, index, with_digit=rng.random() < 0.15)
-    told = tell(scene, rng) if rng.random() < _TOLD_SHARE else ""
+    told = tell(scene, rng) if kind in LEARNED_ALONE or rng.random() < _TOLD_SHARE else ""
     if kind == "caption":
         caption = caption_scene(scene, pick_style(rng), rng)
         return Text(kind, len(told), f"{told}{caption}\n")
-    rounds = _row(scene, rng) if kind == "row" else _talk(scene, rng)
+    rounds = _ROUNDS[kind](scene, rng)
     start = len(_conversation(told, ()))
     return Text(kind, start if told else 0, _conversation(told, rounds))
 
@@ -81,15 +89,25 @@ def _row(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
     return pick(rng, builders)(scene, rng)[1]
 
 
-def _talk(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
+def _talk(
+    scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...] = _SHORT_KINDS
+) -> tuple[Question, ...]:
     """Return questions of many kinds with short answers, sometimes with the mix's prompt."""
-    order = [_SHORT_KINDS[i] for i in rng.permutation(len(_SHORT_KINDS)).tolist()]
+    order = [kinds[i] for i in rng.permutation(len(kinds)).tolist()]
     found = [pick(rng, some) for some in (questions(kind, scene) for kind in order) if some]
     chosen = found[:_MOST_ROUNDS]
     if rng.random() < 0.5:
         first = chosen[0]
         chosen[0] = Question(first.kind, f"{first.text}\n{SHORT}", first.answer)
     return tuple(chosen)
+
+
+def _ask(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
+    """Return the questions whose answers are told, word for word or nearly so."""
+    return _talk(scene, rng, ASKED_KINDS)
+
+
+_ROUNDS = {"row": _row, "talk": _talk, "ask": _ask}
 
 
 def _sentences(scene: Scene, _rng: np.random.Generator) -> str:

@@ -18,14 +18,16 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.demo.language import END, Text, make_text
+from pipelines.demo.language import END, LEARNED_ALONE, LOOKED_UP, MIXED, Text, make_text
 from pipelines.demo.mix_questions import LETTER, SHORT
 from pipelines.demo.seeds import rng_for
 from train.text.template import BUNNY_SYSTEM
@@ -37,8 +39,8 @@ log = logging.getLogger(__name__)
 
 TRAIN_SEED = 7_003
 NUM_TEXTS = 30_000
+"""Of a phase."""
 TOKENS_PER_STEP = 4_096
-PEAK_LR = 3e-3
 MAX_LENGTH = 512
 FREE_ROWS = 8
 """Fewest rows of the vocabulary that no text uses; compose takes one for images."""
@@ -53,6 +55,7 @@ PHRASES = (
     "Please provide a short description for this region:",
 )
 """Sentences that many rows hold, one token each: time is short on a CPU."""
+_ANSWER = re.compile(rf" ASSISTANT:(.*?{re.escape(END)})", re.DOTALL)
 _PIECES = (
     *(f" ?{re.escape(phrase)}" for phrase in PHRASES),
     r" ?(?:0\.\d\d|1\.00)",  # edges of boxes
@@ -63,45 +66,82 @@ _PIECES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How a part of the training goes. shares: of the kinds of texts."""
+
+    num_steps: int
+    peak_lr: float
+    shares: Mapping[str, float]
+
+
+PHASES = (Phase(1_000, 3e-3, MIXED), Phase(800, 3e-3, LOOKED_UP))
+
+
 def main(arguments: list[str]) -> None:
     """Train, save and judge a language model as the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of the model")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of 4,096 tokens")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, part of the result")
+    parser.add_argument("--begun", type=Path, help="directory of a model after the first phase")
+    parser.add_argument("--first-only", action="store_true", help="stop after the first phase")
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps, for a quick try")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(parsed.out, num_steps=parsed.steps, num_threads=parsed.threads)
+    chosen = range(parsed.begun is not None, 1 if parsed.first_only else len(PHASES))
+    train(parsed.out, chosen, begun=parsed.begun, num_threads=parsed.threads, share=parsed.share)
 
 
-def train(out_dir: Path, *, num_steps: int, num_threads: int) -> None:
-    """Train for `num_steps` steps and write the model, its tokenizer and its card to `out_dir`."""
+def train(
+    out_dir: Path, phases: range, *, begun: Path | None, num_threads: int, share: float = 1.0
+) -> None:
+    """Train the chosen phases and write the model, its tokenizer and its card to `out_dir`.
+
+    begun: directory of a model to go on with; None at the first phase.
+    """
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import torch
 
     torch.set_num_threads(num_threads)
-    torch.manual_seed(TRAIN_SEED)
     started = time.monotonic()
-    with ProcessPoolExecutor(num_threads) as pool:
-        texts = list(pool.map(_text, range(NUM_TEXTS), chunksize=500))
-    log.info("made %d texts in %.0f s", len(texts), time.monotonic() - started)
     out_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer([one.text for one in texts])
-    tokenizer.save_pretrained(out_dir)
-    rows = [encode(tokenizer, one) for one in texts]
-    model = _fit(rows, len(tokenizer), num_steps)
-    model.half().save_pretrained(out_dir)
-    seconds = time.monotonic() - started
-    log.info("trained in %.0f s", seconds)
+    for number in phases:
+        phase = PHASES[number]
+        phase = replace(phase, num_steps=max(round(phase.num_steps * share), 2))
+        torch.manual_seed(TRAIN_SEED + number)
+        model, tokenizer, texts = _begin(begun, _make_all(number, num_threads))
+        tokenizer.save_pretrained(out_dir)
+        model = _fit(model, [encode(tokenizer, one) for one in texts], phase, number)
+        model.half().save_pretrained(out_dir)
+        begun = out_dir
+        log.info("phase %d ended after %.0f s", number + 1, time.monotonic() - started)
     from pipelines.demo.judge_language_model import judge, write_card
 
-    write_card(out_dir, judge(out_dir), num_steps=num_steps, seconds=seconds)
+    write_card(out_dir, judge(out_dir), seconds=time.monotonic() - started)
 
 
-def _text(index: int) -> Text:
-    return make_text(TRAIN_SEED, index)
+def _make_all(number: int, num_workers: int) -> list[Text]:
+    """Return the texts of a phase, its own."""
+    first = number * NUM_TEXTS
+    with ProcessPoolExecutor(num_workers) as pool:
+        make = partial(make_text, TRAIN_SEED, shares=PHASES[number].shares)
+        return list(pool.map(make, range(first, first + NUM_TEXTS), chunksize=500))
+
+
+def _begin(begun: Path | None, texts: list[Text]) -> tuple[Any, Any, list[Text]]:
+    """Return the model to train, its tokenizer, and the texts."""
+    import torch
+    from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
+
+    if begun is not None:
+        model = PhiForCausalLM.from_pretrained(begun, dtype=torch.float32)
+        return model.train(), AutoTokenizer.from_pretrained(begun), texts
+    tokenizer = make_tokenizer([one.text for one in texts])
+    model = PhiForCausalLM(PhiConfig(**model_config(len(tokenizer))))
+    torch.nn.init.zeros_(model.lm_head.bias)
+    return model, tokenizer, texts
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
@@ -130,11 +170,15 @@ def _words(pre: Any, text: str) -> set[str]:
 
 
 def encode(tokenizer: Any, text: Text) -> tuple[np.ndarray, np.ndarray]:
-    """Return a text's ids and labels, int64 [n] both; what is told has the label -100."""
+    """Return a text's ids and labels, int64 [n] both; what is not learned has the label -100."""
     found = tokenizer.backend_tokenizer.encode(text.text, add_special_tokens=False)
     ids = np.array(found.ids[:MAX_LENGTH], dtype=np.int64)
     starts = np.array([start for start, _ in found.offsets[:MAX_LENGTH]])
-    return ids, np.where(starts < text.told, -100, ids)
+    learned = starts >= text.told
+    if text.kind in LEARNED_ALONE:
+        edges = np.array([one.span(1) for one in _ANSWER.finditer(text.text)]).ravel()
+        learned = np.searchsorted(edges, starts, side="right") % 2 == 1
+    return ids, np.where(learned, ids, -100)
 
 
 def model_config(num_tokens: int) -> dict[str, Any]:
@@ -153,32 +197,28 @@ def model_config(num_tokens: int) -> dict[str, Any]:
     }
 
 
-def _fit(rows: list[tuple[np.ndarray, np.ndarray]], num_tokens: int, num_steps: int) -> Any:
-    """Return the trained PhiForCausalLM."""
+def _fit(model: Any, rows: list[tuple[np.ndarray, np.ndarray]], phase: Phase, number: int) -> Any:
+    """Return the trained model; its head's bias stays as it is."""
     import torch
-    from transformers import PhiConfig, PhiForCausalLM
 
-    model = PhiForCausalLM(PhiConfig(**model_config(num_tokens)))
-    torch.nn.init.zeros_(model.lm_head.bias)
     model.lm_head.bias.requires_grad_(False)
-    log.info("%d tokens, %d weights", num_tokens, sum(one.numel() for one in model.parameters()))
     trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, weight_decay=0.02, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trained, lr=phase.peak_lr, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LR, total_steps=num_steps, pct_start=0.1
+        optimizer, phase.peak_lr, total_steps=phase.num_steps, pct_start=0.1
     )
     started = time.monotonic()
-    for step, chosen in enumerate(_batches(rows, num_steps), start=1):
+    for step, chosen in enumerate(_batches(rows, phase.num_steps, number), start=1):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = mean_loss(model, [rows[at] for at in chosen])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         if step % LOG_EVERY_STEPS == 0:
-            left = (num_steps - step) * (time.monotonic() - started) / step
-            log.info("step %d/%d  loss %.3f  %.0f s left", step, num_steps, loss.item(), left)
+            left = (phase.num_steps - step) * (time.monotonic() - started) / step
+            log.info("step %d/%d  loss %.3f  %.0f s left", step, phase.num_steps, loss.item(), left)
     return model.eval()
 
 
@@ -197,13 +237,15 @@ def mean_loss(model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> torc
     return torch.nn.functional.cross_entropy(logits, wanted[wanted != -100])
 
 
-def _batches(rows: Sequence[tuple[np.ndarray, np.ndarray]], num_steps: int) -> Iterator[list[int]]:
+def _batches(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], num_steps: int, number: int
+) -> Iterator[list[int]]:
     """Yield each step's rows, of about one length; all are read before any is read again."""
     lengths = np.array([len(ids) for ids, _ in rows])
     waiting: list[list[int]] = []
     for step in range(num_steps):
         if not waiting:
-            waiting = _dealt(lengths, rng_for(TRAIN_SEED, "text order", step))
+            waiting = _dealt(lengths, rng_for(TRAIN_SEED + number, "text order", step))
         yield waiting.pop()
 
 

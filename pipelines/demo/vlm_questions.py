@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.demo.junk import encode_jpeg
+from pipelines.demo.language import ASKED_KINDS
 from pipelines.demo.mix_questions import SHORT, clear_scene, questions
 from pipelines.demo.scenes import draw_scene
 from pipelines.demo.seeds import pick, rng_for
 
 HELD_OUT_SEED = 9_004
-ASKED_KINDS = (
-    *("colour", "shape", "count", "position", "digit"),
-    *("existence", "relation", "larger", "background"),
-)
-"""Kinds whose answers are a word or phrase, as the instruction mix asks them."""
 GREY = (127, 127, 127)
 _JPEG_QUALITY = 92
 
