@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.demo.language import make_text
+from pipelines.demo.language import Text, make_text
 from pipelines.demo.train_language_model import encode, mean_loss
 
 HELD_OUT_SEED = 9_003
@@ -26,7 +27,8 @@ def judge(model_dir: Path, *, num_texts: int = NUM_HELD_OUT) -> Figures:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [make_text(HELD_OUT_SEED, index) for index in range(num_texts)]
     rows = [encode(tokenizer, one) for one in texts]
@@ -41,8 +43,8 @@ def judge(model_dir: Path, *, num_texts: int = NUM_HELD_OUT) -> Figures:
     return figures
 
 
-_SORTS = (
-    ("all", lambda one: True),
+_SORTS: tuple[tuple[str, Callable[[Text], bool]], ...] = (
+    ("all", lambda _one: True),
     ("told", lambda one: one.told > 0 and one.kind != "caption"),
     ("not told", lambda one: one.told == 0 and one.kind in ("talk", "row")),
     ("captions", lambda one: one.kind == "caption"),

@@ -51,7 +51,8 @@ def judge(tower_dir: Path, *, num_train: int = 1_500, num_test: int = 500) -> Fi
     import torch
     from transformers import SiglipVisionModel
 
-    tower = SiglipVisionModel.from_pretrained(tower_dir, dtype=torch.float32).eval()
+    tower: Any = SiglipVisionModel.from_pretrained(tower_dir, dtype=torch.float32)
+    tower.eval()
     pictures = make_pictures(HELD_OUT_SEED, range(num_train + num_test))
     seen = accuracies(features_of(tower, pictures.pixels), pictures, num_train)
     raw = accuracies(raw_features(pictures.pixels), pictures, num_train)

@@ -104,7 +104,8 @@ def _to_pixels(jpeg: bytes, *, pad: bool) -> np.ndarray:
     """Return uint8 [64, 64, 3]: what training's own rules make of a picture, not yet normalised."""
     rules = ImageRules("pad" if pad else "square", IMAGE_SIDE, (0.5,) * 3, (0.5,) * 3)
     values = rules(decode(jpeg))
-    return np.rint((values.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    pixels: np.ndarray = np.rint((values.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    return pixels
 
 
 def answers_of(scene: Scene, *, pad: bool) -> np.ndarray:

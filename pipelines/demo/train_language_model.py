@@ -75,7 +75,7 @@ class Phase:
     shares: Mapping[str, float]
 
 
-PHASES = (Phase(1_000, 3e-3, MIXED), Phase(800, 3e-3, LOOKED_UP))
+PHASES = (Phase(1_000, 3e-3, MIXED), Phase(450, 3e-3, LOOKED_UP))
 
 
 def main(arguments: list[str]) -> None:
@@ -160,7 +160,7 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
     words.pre_tokenizer = pre
     words.decoder = decoders.ByteLevel()
     with warnings.catch_warnings():
-        return PreTrainedTokenizerFast(
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=words, bos_token=END, eos_token=END, model_max_length=MAX_LENGTH
         )
 
@@ -212,7 +212,7 @@ def _fit(model: Any, rows: list[tuple[np.ndarray, np.ndarray]], phase: Phase, nu
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = mean_loss(model, [rows[at] for at in chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()

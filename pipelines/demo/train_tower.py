@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.demo.patches import ASKED, OF_PATCH, PATCH, Pictures, join_pictures, make_pictures
+from pipelines.demo.patches import PATCH, Pictures, join_pictures, make_pictures
 from pipelines.demo.practice import IMAGE_SIDE, to_model_input
 from pipelines.demo.seeds import rng_for
 
@@ -46,11 +46,8 @@ NUM_PICTURES = 40_000
 """Of a phase."""
 NUM_CAPTIONS = 2
 MAX_WORDS = 32
-FEATURE_LAYER = -2
-"""LLaVA's, of hidden_states."""
 LOG_EVERY_STEPS = 25
 _WORDS = Path(__file__).parent / "model" / "tokenizer.json"
-_TEXT_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,9 @@ def _fit(tower: Any, pictures: Pictures, phase: Phase, number: int) -> Any:
     """Return the tower, trained."""
     import torch
 
-    model = _make_pair()(tower, phase.what)
+    from pipelines.demo.tower_losses import TowerInTraining
+
+    model = TowerInTraining(tower, _num_words(), phase.what)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=phase.peak_lr, weight_decay=0.02, betas=(0.9, 0.98)
     )
@@ -162,7 +161,7 @@ def _fit(tower: Any, pictures: Pictures, phase: Phase, number: int) -> Any:
         read = tokens[chosen, step % NUM_CAPTIONS] if step % phase.sigmoid_every == 0 else None
         losses = model.losses(pixels, read, answers)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        sum(losses.values()).backward()  # type: ignore[union-attr]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -198,72 +197,6 @@ def _tokens(captions: list[list[str]]) -> torch.Tensor:
 
 def _num_words() -> int:
     return len(json.loads(_WORDS.read_text(encoding="utf-8"))["model"]["vocab"])
-
-
-def _make_pair() -> type:
-    """Return the class of the model in training; torch is imported by then."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-    from transformers import SiglipTextConfig, SiglipTextModel
-
-    class Pair(nn.Module):
-        """A tower, its throwaway text half and the throwaway head over its patches."""
-
-        def __init__(self, tower: Any, what: float) -> None:
-            super().__init__()
-            self.tower = tower
-            self.weights = {**dict.fromkeys(OF_PATCH, 1.0), "what": what}
-            width = self.tower.config.hidden_size
-            self.text = SiglipTextModel(
-                SiglipTextConfig(
-                    vocab_size=_num_words(),
-                    hidden_size=_TEXT_WIDTH,
-                    intermediate_size=2 * _TEXT_WIDTH,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    max_position_embeddings=MAX_WORDS,
-                    projection_size=width,
-                )
-            )
-            self.ask = nn.Linear(width, sum(map(len, ASKED.values())))
-            self.scale = nn.Parameter(torch.tensor(10.0).log())
-            self.bias = nn.Parameter(torch.tensor(-10.0))
-
-        def losses(
-            self, pixels: torch.Tensor, tokens: torch.Tensor | None, answers: torch.Tensor
-        ) -> dict[str, torch.Tensor]:
-            """Return the losses by name; without tokens that of patches alone."""
-            if tokens is None:
-                return {"patches": self._patches(self._features(pixels), answers)}
-            seen = self.tower(pixels, output_hidden_states=True)
-            images = functional.normalize(seen.pooler_output, dim=-1)
-            texts = functional.normalize(self.text(tokens).pooler_output, dim=-1)
-            logits = self.scale.exp() * images @ texts.T + self.bias
-            signs = 2 * torch.eye(len(logits)) - 1
-            sigmoid = -functional.logsigmoid(signs * logits).sum() / len(logits)
-            patches = self._patches(seen.hidden_states[FEATURE_LAYER], answers)
-            return {"sigmoid": sigmoid, "patches": patches}
-
-        def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-            """Return hidden_states[FEATURE_LAYER], without the layers after it."""
-            features = self.tower.embeddings(pixels)
-            for layer in self.tower.encoder.layers[: FEATURE_LAYER + 1]:
-                features = layer(features, attention_mask=None)
-            return features
-
-        def _patches(self, features: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-            """Return the mean loss of a question; a patch with a thing counts as four."""
-            said = self.ask(features).flatten(0, 1).split([len(one) for one in ASKED.values()], -1)
-            answers = answers.flatten(0, 1)
-            weight = 1 + 3 * (answers[:, 0] > 0).float()
-            total = features.new_zeros(())
-            for at, (name, logits) in enumerate(zip(ASKED, said, strict=True)):
-                losses = functional.cross_entropy(logits, answers[:, at], reduction="none")
-                total += (weight * losses).sum() / weight.sum() * self.weights.get(name, 0.5)
-            return total
-
-    return Pair
 
 
 def save(out_dir: Path, tower: Any) -> None:
