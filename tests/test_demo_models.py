@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from small_llava import ensure_torchvision_importable
 
 from pipelines.demo import judge_language_model, judge_tower
 from pipelines.demo.patches import ASKED, answers_of, make_pictures
 from pipelines.demo.scenes import SHAPES, Scene, Thing
 from pipelines.demo.vlm_questions import ASKED_KINDS, accuracy_by_kind, grey, held_out
-from tests.small_llava import ensure_torchvision_importable
 from train.models.compose import Composed, compose
 from train.text.template import BUNNY_SYSTEM
 
