@@ -39,7 +39,7 @@ def start(name: str, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("train", marks=pytest.mark.slow)])
 def test_the_quick_form_runs_and_fills_the_table(name: str, tmp_path: Path) -> None:
     rows = start(name, tmp_path)
     assert rows
@@ -55,7 +55,7 @@ def test_tables_of_several_files_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_every_file_that_make_runs_has_a_quick_form_here() -> None:
     files = {path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py")}
-    assert files == {*QUICK, "baseline"}  # which is one size of scale
+    assert files == {*QUICK, "train", "baseline"}  # which is one size of scale
 
 
 def test_what_was_skipped_or_has_no_target_is_neither_met_nor_missed() -> None:

@@ -60,6 +60,7 @@ def config_of(stage: str, **changes: Any) -> TrainConfig:
             "tokens_per_micro_batch": 600,
             "tokens_per_image": NUM_PATCHES,
             "max_length": 225,
+            "lengths": "estimate",  # else they would be gone before the first step
         },
         "epochs": 2,
         "checkpoint_every_steps": 2,

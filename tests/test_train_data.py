@@ -195,6 +195,7 @@ def test_few_shards_stay_open_and_none_after(tmp_path: Path) -> None:
     contents = {str(tmp_path / f"{n}"): bytes([n]) * 40 for n in range(9)}
     for name, data in contents.items():
         Path(name).write_bytes(data)
+    gc.collect()  # what earlier tests left open
     before = open_descriptors()
     files = ShardFiles(most_open=3)
     asked = [*contents] * 60

@@ -121,7 +121,8 @@ def test_pairs_of_tokens_are_those_below_the_diagonal() -> None:
 def test_every_row_of_an_epoch_is_trained_or_told_of(
     model_dir: str, data: str, tmp_path: Path
 ) -> None:
-    config, index = config_of("projector", epochs=2), Index.load([data])
+    estimated = {"lengths": "estimate"}  # else no row would be dropped while it trains
+    config, index = config_of("projector", estimated, epochs=2), Index.load([data])
     said: list[str] = []
     train(config, model_dir, [data], str(tmp_path), say=said.append)
     log, done = read_lines(f"{tmp_path}/{LOG}"), json.loads((tmp_path / DONE).read_text())
@@ -157,7 +158,7 @@ def test_dropped_rows_of_all_ranks_are_cut_to_a_step(data: str, tmp_path: Path) 
         second.add([], epoch=1, step=5)
         cut_dropped(out, 5)
         DroppedRows(out, 1, index).add([(4, "no_round")], epoch=1, step=5)
-        assert write_dropped(out) == 4
+        assert write_dropped(out, index, {}) == 4
         rows = store.read_table(f"{out}/{DROPPED}").to_pylist()
         assert [row["step"] for row in rows] == [3, 4, 4, 5]
         assert {row["uid"] for row in rows} == {int(index.uid[at]) for at in (0, 1, 2, 4)}

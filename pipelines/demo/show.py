@@ -1,16 +1,17 @@
 """The demo: make the world, curate it with the demo recipe, hold the result against the truth;
-then the same for instruction data.
+then the same for instruction data; then a model is trained on both.
 
     warren demo --out warren-demo
 
 leaves the world in DIR/world (shards and instruction files; truth.parquet and mix_truth.parquet,
-which no stage reads), the coreset's run in DIR/run and the instruction data's in DIR/mix, which
-`warren funnel`, `why`, `check` and polars can open.
+which no stage reads), the coreset's run in DIR/run, the instruction data's in DIR/mix and the model's
+in DIR/model, which `warren funnel`, `why`, `check` and polars can open.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from manifests.work import StageDir
 from pipelines import ask
 from pipelines.demo.mix_show import run_mix_demo
 from pipelines.demo.once import make_once
+from pipelines.demo.train_show import run_train_demo
 from pipelines.demo.truth import good_table, junk_table
 from pipelines.demo.world import make_world
 from pipelines.launch import run_recipe
@@ -54,6 +56,7 @@ def run_demo(out: str, *, num_pairs: int, executor: str, say: Callable[[str], An
     say(_closing(out, chain, time.monotonic() - started))
     num_pictures = max(num_pairs // _PAIRS_PER_MIX_PICTURE, _FEWEST_MIX_PICTURES)
     run_mix_demo(out, num_pictures=num_pictures, executor=executor, say=say)
+    run_train_demo(out, say=say, tell=lambda line: sys.stderr.write(line + "\n"))
 
 
 def truth_tables(truth_path: Path, chain: dict[str, StageDir]) -> str:

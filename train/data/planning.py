@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from manifests.errors import UserError
 from train.config import TrainConfig
 from train.data.index import Index, read_subset, uids_hash
 from train.data.lengths import exact_columns
@@ -55,6 +60,7 @@ class PlannedRows:
         found = exact_columns(
             index, make_row.measure, cache_dir, key=make_row.measures_by, num_workers=num_workers
         )
+        _check_sources(index, found.refused, config)
         return cls(found.rows, found.columns, index, digest, found.refused)
 
     def plan(self, config: TrainConfig, *, epoch: int, world_size: int) -> Plan:
@@ -75,3 +81,19 @@ class PlannedRows:
             for one in epochs
         )
         return sum(each)
+
+
+def _check_sources(index: Index, refused: Mapping[int, str], config: TrainConfig) -> None:
+    """Check that something is left of each source that is drawn from. Raises: UserError."""
+    rows = np.bincount(index.source, minlength=len(index.sources))
+    lost = np.bincount(index.source[list(refused)], minlength=len(index.sources))
+    for at in np.flatnonzero((rows == lost) & (rows > 0)):
+        name = index.sources[at]
+        if config.plan.weights.get(name, 1.0):
+            reasons = Counter(why for row, why in refused.items() if index.source[row] == at)
+            raise UserError(
+                f"Of {rows[at]} rows of {name}, no token is trained.",
+                f"Refused: {dict(reasons)}.",
+                "Look at the rows with this template and max_length, or leave the source out: "
+                f"plan.weights.{name}: 0.",
+            )
