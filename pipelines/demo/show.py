@@ -4,7 +4,7 @@ then the same for instruction data; then a model is trained on both.
     warren demo --out warren-demo
 
 leaves the world in DIR/world (shards and instruction files; truth.parquet and mix_truth.parquet,
-which no stage reads), the coreset's run in DIR/run, the instruction data's in DIR/mix and the model's
+which no stage reads), the coreset's run in DIR/run, the instruction data's in DIR/mix, the model's
 in DIR/model, which `warren funnel`, `why`, `check` and polars can open.
 """
 
