@@ -15,6 +15,7 @@ from ray_env import ray_env
 # Settings of the person or of CI that would change what a test sees.
 _FOREIGN = ("RAY_ADDRESS", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "XDG_CACHE_HOME", "FORCE_COLOR")
 _FIXED = {
+    "OMP_NUM_THREADS": "1",  # sums in one order everywhere; small models are slower with more
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_COLOR": "1",
