@@ -61,7 +61,7 @@ def ready_for_models(*, quiet: bool = False) -> None:
     if quiet or not sys.stderr.isatty():
         from transformers.utils import logging as bars
 
-        bars.disable_progress_bar()
+        bars.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None) -> None:
