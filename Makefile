@@ -190,7 +190,7 @@ bench-gpu: ## The same where torch has CUDA; what needs a missing package is ski
 	$(MAKE) bench ARGS='--device cuda $(ARGS)'
 
 .PHONY: demo-models
-demo-models: $(READY) ## Train the demo's CLIP, vision tower and language model anew, an hour on 2 cores
+demo-models: $(READY) ## Train the demo's CLIP, vision tower and language model anew, two hours
 	$(BIN)/python -m pipelines.demo.train_model --out pipelines/demo/model
 	$(BIN)/python -m pipelines.demo.train_tower --out pipelines/demo/tower
 	$(BIN)/python -m pipelines.demo.train_language_model --out pipelines/demo/language_model

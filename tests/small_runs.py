@@ -1,4 +1,8 @@
-"""Small finished runs of training: tiny models, a tiny mix, and run folders that are only told."""
+"""Small runs of training: tiny models, a tiny mix, and run folders that are only told.
+
+The fixtures are called `model_dir`, `clip_phi` and `data`: import `small_model`, `small_clip_phi`,
+`small_data`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from small_inputs import run_here, stages
 from small_llava import NUM_PATCHES, save_language_model, save_tower
 from small_mixes import mix_recipe
@@ -17,19 +22,11 @@ from small_mixes import mix_recipe
 from train.config import TrainConfig
 from train.data.index import Index, read_subset
 from train.data.plan import num_steps, plan_hash
-from train.data.samples import RowMaker
 from train.learn.checkpoint import data_fingerprints
+from train.learn.dropped import SCHEMA
 from train.learn.model import TrainedLlava
 from train.learn.run import train
 from train.models.compose import compose
-
-DROPPED = pa.schema(
-    {
-        **{"uid": pa.uint64(), "key": pa.string(), "source": pa.string()},
-        **{"directory": pa.string(), "epoch": pa.int64(), "step": pa.int64()},
-        "reason": pa.string(),
-    }
-)
 
 
 def tiny_config(stage: str, plan: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
@@ -60,23 +57,28 @@ def tiny_mix(folder: Path, num_rows: int = 9) -> str:
     return str(stages(links)["mix"].path)
 
 
+@pytest.fixture(scope="module", name="model_dir")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", name="clip_phi")
+def small_clip_phi(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose tower and language model both call layers q_proj, k_proj, fc1 and fc2."""
+    return tiny_llava(tmp_path_factory.mktemp("clip_phi"), "clip_vision_model", "phi")
+
+
+@pytest.fixture(scope="module", name="data")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a mix: two sources of images, one of text."""
+    return tiny_mix(tmp_path_factory.mktemp("data"))
+
+
 def train_here(
     config: TrainConfig, model_dir: str, data: str, out: Path, projector: str | None = None
 ) -> TrainedLlava:
     """Train to the end; return the model."""
-    made = train(config, model_dir, [data], str(out), projector=projector)
-    if not (out / "inputs.json").exists():
-        write_inputs(out, model_dir, [data], None, projector)
-    if not (out / "dropped.parquet").exists():
-        write_dropped(out, _refused(config, model_dir, data))
-    return made
-
-
-def _refused(config: TrainConfig, model_dir: str, data: str) -> list[dict[str, Any]]:
-    make_row = RowMaker.load(model_dir, config, image_token_id=257)
-    index = Index.load([data])
-    made = [make_row(index.sample(row)) for row in range(len(index))]
-    return [lost(index, row, one) for row, one in enumerate(made) if isinstance(one, str)]
+    return train(config, model_dir, [data], str(out), projector=projector)
 
 
 def lost(index: Index, row: int, reason: str, step: int = 0) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def write_inputs(
 
 def write_dropped(out: Path, rows: list[dict[str, Any]]) -> None:
     """Write dropped.parquet of a run's folder."""
-    pq.write_table(pa.Table.from_pylist(rows, DROPPED), out / "dropped.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "dropped.parquet")
 
 
 def told_run(

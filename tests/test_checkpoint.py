@@ -14,14 +14,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_inputs import run_here, stages
-from small_llava import NUM_PATCHES, save_language_model, save_tower
-from small_mixes import mix_recipe
+from small_llava import NUM_PATCHES
+from small_runs import (
+    small_data,  # noqa: F401 - a fixture
+    small_model,  # noqa: F401 - a fixture
+)
 
 from manifests import store
 from manifests.errors import UserError
@@ -31,20 +33,6 @@ from train.learn.checkpoint import CHECKPOINT, TRAINED, Checkpoint, CheckpointWr
 from train.learn.lines import read_lines
 from train.learn.log import LOG, MEASURED
 from train.learn.run import DONE, train
-from train.models.compose import compose
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
-    return compose(str(tower), str(lm), str(folder / "llava")).path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    return str(stages(run_here(mix_recipe(folder / "in", num_rows=9), folder / "run"))["mix"].path)
 
 
 def config_of(stage: str, **changes: Any) -> TrainConfig:
@@ -86,12 +74,29 @@ def train_and_die(
     train(config, model_dir, [data], out, on_step=at_step)
 
 
-def results(out: Path) -> tuple[list[Any], dict[str, torch.Tensor], Any, Any]:
-    """Return what a finished run wrote: log, tensors, dropped rows, done."""
+class Results(NamedTuple):
+    """What a finished run wrote."""
+
+    log: list[Any]
+    trained: dict[str, torch.Tensor]
+    dropped: list[Any]
+    done: dict[str, Any]
+
+    def is_equal(self, other: Results) -> bool:
+        """Whether both are the same, bit by bit."""
+        same = self.trained.keys() == other.trained.keys() and all(
+            torch.equal(one, other.trained[name]) for name, one in self.trained.items()
+        )
+        return same and self._replace(trained={}) == other._replace(trained={})
+
+
+def results(out: Path) -> Results:
     lines = read_lines(str(out / LOG))
     log = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
     dropped = store.read_table(str(out / "dropped.parquet")).to_pylist()
-    return log, load_file(out / TRAINED), dropped, json.loads((out / DONE).read_text())
+    assert not [*out.glob("dropped-*.jsonl")]
+    done = json.loads((out / DONE).read_text())
+    return Results(log, load_file(out / TRAINED), dropped, done)
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +115,13 @@ def processes() -> Iterator[Any]:
 
 def killed_and_undisturbed(
     processes: Any, stage: str, seed: int, kills: int, model_dir: str, data: str, folder: Path
-) -> None:
+) -> tuple[Results, Results]:
+    """Return what two runs of the same settings wrote: one killed at random steps, one not."""
     config = config_of(stage)
     train(config, model_dir, [data], str(folder / "whole"))
-    expected = results(folder / "whole")
-    total = len(expected[0])
+    whole = results(folder / "whole")
     chance, ends = random.Random(seed), []
-    for last in sorted(chance.sample(range(1, total - 1), kills)):
+    for last in sorted(chance.sample(range(1, len(whole.log) - 1), kills)):
         arguments = (config, model_dir, data, str(folder / "cut"), last)
         child = processes.Process(target=train_and_die, args=(*arguments, chance.choice([0, 0.02])))
         child.start()
@@ -124,17 +129,15 @@ def killed_and_undisturbed(
         ends.append(child.exitcode)
     assert ends == [-signal.SIGKILL] * kills
     train(config, model_dir, [data], str(folder / "cut"))
-    log, trained, dropped, done = results(folder / "cut")
-    assert (log, dropped, done) == (expected[0], expected[2], expected[3])
-    assert len(dropped) == done["dropped"] > 0
-    assert all(torch.equal(trained[name], one) for name, one in expected[1].items())
-    assert not [*(folder / "cut").glob("dropped-*.jsonl")]
+    return results(folder / "cut"), whole
 
 
 def test_a_run_killed_at_random_steps_ends_as_one_that_was_not(
     processes: Any, model_dir: str, data: str, tmp_path: Path
 ) -> None:
-    killed_and_undisturbed(processes, "adapter", 0, 2, model_dir, data, tmp_path)
+    cut, whole = killed_and_undisturbed(processes, "adapter", 0, 2, model_dir, data, tmp_path)
+    assert cut.is_equal(whole)
+    assert len(whole.dropped) == whole.done["dropped"] > 0
 
 
 @pytest.mark.slow
@@ -144,7 +147,8 @@ def test_a_run_killed_at_random_steps_ends_as_one_that_was_not(
 def test_a_run_killed_many_times_ends_as_one_that_was_not(
     processes: Any, stage: str, seed: int, model_dir: str, data: str, tmp_path: Path
 ) -> None:
-    killed_and_undisturbed(processes, stage, seed, 6, model_dir, data, tmp_path)
+    cut, whole = killed_and_undisturbed(processes, stage, seed, 6, model_dir, data, tmp_path)
+    assert cut.is_equal(whole)
 
 
 def be_a_rank(

@@ -1,6 +1,6 @@
 """Every language model with every tower: Hugging Face's own forward, and training on it.
 
-One test is one cell of the matrix. Towers differ only before the projector, so CLIP is run with two
+A cell of the matrix is a pair. Towers differ only before the projector, so CLIP is run with two
 language models in every run, and with all of them among the long proofs.
 """
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 IN_EVERY_RUN = {"phi", "qwen2"}  # of those with CLIP: phi calls layers as CLIP does
 CELLS = [("siglip_vision_model", family) for family in FAMILIES] + [
     pytest.param(
-        "clip_vision_model", family, marks=[] if family in IN_EVERY_RUN else pytest.mark.slow
+        ("clip_vision_model", family), marks=[] if family in IN_EVERY_RUN else pytest.mark.slow
     )
     for family in FAMILIES
 ]
@@ -120,26 +120,21 @@ def padded(rows: list[list[int]], *, left: bool) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-@pytest.mark.parametrize(("tower", "family"), CELLS)
-def test_the_pair_composes_answers_trains_and_merges(
-    tower: str, family: str, towers: dict[str, Path], tmp_path: Path
-) -> None:
-    base = save_language_model(tmp_path / "lm", family)
-    made = compose(str(towers[tower]), str(base), str(tmp_path / "llava"))
-    cell = Cell(family, base, made, tmp_path)
-    model = cell.model()
-    check_text_is_the_base_models(cell, model)
-    check_images_are_seen(cell, model)
-    check_left_padding_changes_no_answer(cell, model)
-    check_saving(cell, model, tmp_path / "saved")
-    trained = cell.trained()
-    check_adapters_are_the_language_models(cell, trained)
-    check_losses_and_gradients(cell, trained)
-    check_adapter_files_and_merging(cell, trained)
+@pytest.fixture(scope="module", params=CELLS, ids="-".join)
+def cell(
+    request: pytest.FixtureRequest,
+    towers: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Cell:
+    tower, family = request.param
+    folder = tmp_path_factory.mktemp(family)
+    base = save_language_model(folder / "lm", family)
+    return Cell(family, base, compose(str(towers[tower]), str(base), str(folder / "llava")), folder)
 
 
 @torch.no_grad()
-def check_text_is_the_base_models(cell: Cell, model: Any) -> None:
+def test_text_alone_is_answered_as_by_the_base_model(cell: Cell) -> None:
+    model = cell.model()
     config = read_language_model(cell.base).config
     reference = transformers.AutoModelForCausalLM.from_pretrained(cell.base, config=config).eval()
     ids = torch.arange(40).reshape(2, 20) * 7 % NUM_ROWS
@@ -158,7 +153,8 @@ def check_text_is_the_base_models(cell: Cell, model: Any) -> None:
 
 
 @torch.no_grad()
-def check_images_are_seen(cell: Cell, model: Any) -> None:
+def test_images_are_seen_by_their_own_row_alone(cell: Cell) -> None:
+    model = cell.model()
     seen = model(**cell.inputs, labels=cell.labels)
     assert torch.isfinite(seen.loss)
     other = model(**{**cell.inputs, "pixel_values": pixels(2, seed=5)}).logits
@@ -168,7 +164,8 @@ def check_images_are_seen(cell: Cell, model: Any) -> None:
 
 
 @torch.no_grad()
-def check_left_padding_changes_no_answer(cell: Cell, model: Any) -> None:
+def test_padding_on_the_left_changes_no_answer(cell: Cell) -> None:
+    model = cell.model()
     ids, mask = cell.inputs["input_ids"], cell.inputs["attention_mask"].bool()
     rows = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
     asked = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -180,12 +177,14 @@ def check_left_padding_changes_no_answer(cell: Cell, model: Any) -> None:
         assert torch.equal(alone[0, -4:], together[at])
 
 
-def check_saving(cell: Cell, model: Any, folder: Path) -> None:
+def test_saved_and_loaded_it_is_the_same(cell: Cell, tmp_path: Path) -> None:
+    model, folder = cell.model(), tmp_path / "saved"
     model.save_pretrained(folder)
     assert torch.equal(cell.logits(cell.model(folder)), cell.logits(model))
 
 
-def check_adapters_are_the_language_models(cell: Cell, trained: TrainedLlava) -> None:
+def test_every_linear_layer_of_the_language_model_is_adapted_and_no_other(cell: Cell) -> None:
+    trained = cell.trained()
     adapted = [
         name
         for name, one in trained.llava.named_modules()
@@ -201,7 +200,8 @@ def check_adapters_are_the_language_models(cell: Cell, trained: TrainedLlava) ->
     assert all(name.endswith(".base_layer") for name in bare), "a linear layer is not adapted"
 
 
-def check_losses_and_gradients(cell: Cell, trained: TrainedLlava) -> None:
+def test_losses_are_hugging_faces_and_layers_computed_again_change_no_gradient(cell: Cell) -> None:
+    trained = cell.trained()
     batch = (cell.inputs["input_ids"], cell.labels, cell.inputs["pixel_values"])
     losses, _ = trained.losses(*batch)
     theirs = trained.llava(**cell.inputs, labels=cell.labels).loss
@@ -219,7 +219,8 @@ def check_losses_and_gradients(cell: Cell, trained: TrainedLlava) -> None:
         assert torch.equal(one.grad, other.grad), name
 
 
-def check_adapter_files_and_merging(cell: Cell, trained: TrainedLlava) -> None:
+def test_an_adapter_is_saved_loaded_and_merged_without_loss(cell: Cell) -> None:
+    trained = cell.trained()
     with_adapter = cell.logits(trained.llava)
     trained.whole.save_pretrained(cell.folder / "adapter")
     again = peft.PeftModel.from_pretrained(cell.model(), cell.folder / "adapter").eval()

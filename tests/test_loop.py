@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_inputs import run_here, stages
-from small_llava import NUM_PATCHES, save_language_model, save_tower
-from small_mixes import mix_recipe
+from small_llava import NUM_PATCHES
+from small_runs import (
+    small_clip_phi,  # noqa: F401 - a fixture
+    small_data,  # noqa: F401 - a fixture
+    small_model,  # noqa: F401 - a fixture
+)
 from transformers import get_cosine_schedule_with_warmup
 
 from manifests.errors import UserError
@@ -25,7 +28,6 @@ from train.learn.log import LOG, MEASURED
 from train.learn.model import TrainedLlava
 from train.learn.run import DONE, train
 from train.learn.step import learning_rate_share
-from train.models.compose import compose
 
 EXACT: dict[str, Any] = {  # no dropout, as its draws depend on the cut; rates as people use them
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
@@ -46,30 +48,6 @@ def config_of(stage: str, plan: dict[str, Any] | None = None, **changes: Any) ->
         "checkpoint_every_steps": 2,
     }
     return TrainConfig.load(values | changes, where="train")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
-    return compose(str(tower), str(lm), str(folder / "llava")).path
-
-
-@pytest.fixture(scope="module")
-def clip_phi(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose tower and language model both call layers q_proj, k_proj, fc1 and fc2."""
-    folder = tmp_path_factory.mktemp("clip_phi")
-    tower = save_tower(folder / "tower", "clip_vision_model")
-    lm = save_language_model(folder / "lm", "phi")
-    return compose(str(tower), str(lm), str(folder / "llava")).path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the directory of a mix: two sources of images, one of text."""
-    folder = tmp_path_factory.mktemp("data")
-    links = run_here(mix_recipe(folder / "in", num_rows=9), folder / "run")
-    return str(stages(links)["mix"].path)
 
 
 def batch_of(model: TrainedLlava, *, images: tuple[int, ...] = (1, 0, 2), seed: int = 0) -> Batch:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_inputs import run_here, stages
-from small_llava import NUM_PATCHES, save_language_model, save_tower
-from small_mixes import mix_recipe
+from small_llava import NUM_PATCHES
+from small_runs import (
+    small_data,  # noqa: F401 - a fixture
+    small_model,  # noqa: F401 - a fixture
+)
 
 from manifests.errors import UserError
 from train.config import TrainConfig
@@ -36,22 +38,8 @@ from train.learn.preflight_text import lines_of
 from train.learn.ranks import Ranks
 from train.learn.run import train
 from train.learn.step import Learner
-from train.models.compose import compose
 
 PLAN = {"global_batch_size": 5, "tokens_per_micro_batch": 600, "tokens_per_image": NUM_PATCHES}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
-    return compose(str(tower), str(lm), str(folder / "llava")).path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    return str(stages(run_here(mix_recipe(folder / "in", num_rows=9), folder / "run"))["mix"].path)
 
 
 def config_of(**changes: Any) -> TrainConfig:

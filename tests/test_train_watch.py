@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_inputs import run_here, stages
-from small_llava import NUM_PATCHES, save_language_model, save_tower
-from small_mixes import mix_recipe
+from small_llava import NUM_PATCHES
+from small_runs import (
+    small_clip_phi,  # noqa: F401 - a fixture
+    small_data,  # noqa: F401 - a fixture
+    small_model,  # noqa: F401 - a fixture
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from manifests import store
@@ -29,29 +32,6 @@ from train.learn.lines import read_lines
 from train.learn.log import LOG, RunLog, clock, line_of, scalars, tensorboard_writer
 from train.learn.model import TrainedLlava
 from train.learn.run import DONE, INPUTS, train
-from train.models.compose import compose
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tower, lm = save_tower(folder / "tower"), save_language_model(folder / "lm", "qwen2")
-    return compose(str(tower), str(lm), str(folder / "llava")).path
-
-
-@pytest.fixture(scope="module")
-def clip_phi(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("clip_phi")
-    tower = save_tower(folder / "tower", "clip_vision_model")
-    return compose(
-        str(tower), str(save_language_model(folder / "lm", "phi")), str(folder / "x")
-    ).path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    return str(stages(run_here(mix_recipe(folder / "in", num_rows=9), folder / "run"))["mix"].path)
 
 
 def config_of(stage: str, plan: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:

@@ -30,13 +30,14 @@ def started(world: Path, out: str, ranks: int, *changes: str) -> subprocess.Pope
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_two_processes_train_as_one_does(world: Path) -> None:
+@pytest.mark.parametrize("on", ["here", "ray"])
+def test_two_processes_train_as_one_does(world: Path, on: str) -> None:
     trained = []
-    for ranks in (1, 2):
-        run = started(world, f"run{ranks}", ranks)
+    for ranks, where in ((1, "here"), (2, on)):
+        run = started(world, f"{on}{ranks}", ranks, f"launch.on={where}")
         _, said = run.communicate()
         assert run.returncode == 0, said
-        path = directories(world / f"run{ranks}")["pretrain"] / "trained.safetensors"
+        path = directories(world / f"{on}{ranks}")["pretrain"] / "trained.safetensors"
         trained.append(load_file(path))
     one, two = trained
     assert one.keys() == two.keys()

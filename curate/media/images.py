@@ -4,7 +4,7 @@ The format is told by the content, never by the file's suffix; only FORMATS are 
 read from the header and checked before anything is decoded. Any number of threads may decode at
 once. ICC profiles are ignored: the pixels are those of the file.
 
-Decoder: Pillow 13, by plugin class. `Image.open` would try every other format too, and warn or fail
+Decoder: Pillow, by plugin class. `Image.open` would try every other format too, and warn or fail
 by a global limit.
 """
 
@@ -13,17 +13,17 @@ from __future__ import annotations
 import re
 import struct
 import warnings
-import zlib
 from io import BytesIO
 from typing import Literal, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageFile, ImageStat
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from manifests.pixels import DECODER_ERRORS, upright_rgb
 
 ImageErrorClass = Literal[
     "empty_image",
@@ -47,32 +47,6 @@ FORMATS: dict[str, type[ImageFile.ImageFile]] = {
 
 SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
-_EXIF_ORIENTATION_TAG = 0x0112
-_TRANSPOSITIONS = {  # EXIF 2.32, tag 0x0112: value -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
-# What Pillow's plugins raise on damaged input. The first four were met on 130k files with bytes
-# changed, cut and repeated; the others are those that ImageFile turns into SyntaxError while
-# opening, but not while loading.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
 _INPUT_ENDED = (EOFError, IndexError, struct.error)
 # Where a header keeps its sides; only asked why a plugin has refused it.
 _SIDES_AT = {"PNG": (">II", 16), "BMP": ("<ii", 18), "GIF": ("<HH", 6)}
@@ -134,8 +108,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     check_pixels(image.size, max_pixels)
     try:
         image.load()
-        return _upright(_rgb(image), orientation=_orientation(image))
-    except _DECODER_ERRORS as error:
+        return upright_rgb(image)
+    except DECODER_ERRORS as error:
         raise _named(error) from error
 
 
@@ -191,7 +165,7 @@ def _open(format_name: str, data: bytes) -> ImageFile.ImageFile:
     _silence_pillow()
     try:
         return FORMATS[format_name](BytesIO(data))
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise _named_in_header(error, format_name, data) from error
 
 
@@ -231,30 +205,3 @@ def _named(error: Exception) -> ImageError:
     if has_ended or "truncated" in text.lower():
         return ImageError("truncated_image", text)
     return ImageError("undecodable_image", text)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return the loaded image in mode RGB, of the same size, without metadata."""
-    if image.mode in _SIXTEEN_BIT_MODES:  # Pillow's own conversion would saturate all above 255
-        upper_bits = np.clip(np.asarray(image), 0, 65535) >> 8
-        image = Image.fromarray(upper_bits.astype(np.uint8))
-    if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, with_alpha)
-    rgb = image.convert("RGB")
-    rgb.info.clear()
-    return rgb
-
-
-def _orientation(image: Image.Image) -> object:
-    """Return the EXIF orientation, or None: damaged EXIF says nothing about the pixels."""
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION_TAG)
-    except _DECODER_ERRORS:
-        return None
-
-
-def _upright(image: Image.Image, *, orientation: object) -> Image.Image:
-    transposition = _TRANSPOSITIONS.get(orientation) if isinstance(orientation, int) else None
-    return image if transposition is None else image.transpose(transposition)

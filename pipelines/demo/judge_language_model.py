@@ -102,10 +102,10 @@ def _blocks(rows: Rows) -> list[Rows]:
     return [ordered[at : at + _ROWS_AT_ONCE] for at in range(0, len(ordered), _ROWS_AT_ONCE)]
 
 
-def write_card(model_dir: Path, figures: Figures, *, seconds: float) -> None:
+def write_card(model_dir: Path, figures: Figures) -> None:
     """Write MODEL_CARD.md: what the model is, how it was trained, what it reached."""
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
-    text = _CARD.format(seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
+    text = _CARD.format(seed=HELD_OUT_SEED, rows=rows)
     (model_dir / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
@@ -115,7 +115,7 @@ A `PhiForCausalLM` that knows the texts of the demo world and nothing else: 4 la
 word for a token and bytes for all other words; plain `transformers` loads it. Some sentences that
 many rows hold, such as Bunny's system sentence, are one token each.
 
-Trained in {seconds:.0f} seconds, the making of the texts included, on one CPU core, by
+Trained in two phases, by
 
     python -m pipelines.demo.train_language_model --out pipelines/demo/language_model
 

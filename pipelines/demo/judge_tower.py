@@ -91,13 +91,13 @@ def _probe(rows: np.ndarray, truth: np.ndarray, is_test: np.ndarray) -> float:
     return float((said == truth[is_test]).mean())
 
 
-def write_card(tower_dir: Path, figures: Figures, *, seconds: float) -> None:
+def write_card(tower_dir: Path, figures: Figures) -> None:
     """Write MODEL_CARD.md: what the tower is, how it was trained, what it reached."""
     rows = "\n".join(
         f"| {name} | {figures[name]:.3f} | {figures[f'{name}, of raw pixels']:.3f} |"
         for name in ASKED
     )
-    text = _CARD.format(seconds=seconds, seed=HELD_OUT_SEED, rows=rows)
+    text = _CARD.format(seed=HELD_OUT_SEED, rows=rows)
     (tower_dir / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
@@ -106,8 +106,7 @@ _CARD = """# The demo's vision tower
 A `SiglipVisionModel` that sees the demo world and knows nothing else: 5 layers x 128, 8-pixel
 patches of 64-pixel pictures, so 64 tokens a picture; plain `transformers` loads it.
 
-Trained on pictures and captions made for it (other seeds than the demo's) in {seconds:.0f} seconds,
-the making of the pictures included, on one CPU core, by
+Trained on pictures and captions made for it (other seeds than the demo's) in two phases, by
 
     python -m pipelines.demo.train_tower --out pipelines/demo/tower
 

@@ -2,16 +2,15 @@
 
     python -m pipelines.demo.train_language_model --out pipelines/demo/language_model
 
-writes a `PhiForCausalLM` directory (config, float16 weights, tokenizer) and its MODEL_CARD.md. Ten
-minutes on one CPU core; the same seed, thread count and versions of libraries give the same
-weights. Computed in bfloat16, kept in float32.
+writes a `PhiForCausalLM` directory (config, float16 weights, tokenizer) and its MODEL_CARD.md, in
+forty minutes on a CPU core that other work shares; the same seed, thread count and versions of
+libraries give the same weights. Computed in bfloat16, kept in float32.
 
 The head's bias stays zero: LLaVA's head has none (Bunny's class declares none either).
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import sys
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.demo.fitting import Options, fit, read_options
 from pipelines.demo.language import END, LEARNED_ALONE, LOOKED_UP, MIXED, Text, make_text
 from pipelines.demo.mix_questions import LETTER, SHORT
 from pipelines.demo.seeds import rng_for
@@ -46,7 +46,6 @@ FREE_ROWS = 8
 """Fewest rows of the vocabulary that no text uses; compose takes one for images."""
 FEWEST = 6
 """A word that fewer texts hold is written in bytes."""
-LOG_EVERY_STEPS = 25
 PHRASES = (
     BUNNY_SYSTEM,
     SHORT,
@@ -80,46 +79,32 @@ PHASES = (Phase(1_000, 3e-3, MIXED), Phase(450, 3e-3, LOOKED_UP))
 
 def main(arguments: list[str]) -> None:
     """Train, save and judge a language model as the command line says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory of the model")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, part of the result")
-    parser.add_argument("--begun", type=Path, help="directory of a model after the first phase")
-    parser.add_argument("--first-only", action="store_true", help="stop after the first phase")
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps, for a quick try")
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = range(parsed.begun is not None, 1 if parsed.first_only else len(PHASES))
-    train(parsed.out, chosen, begun=parsed.begun, num_threads=parsed.threads, share=parsed.share)
+    train(read_options(__doc__, arguments, num_phases=len(PHASES)))
 
 
-def train(
-    out_dir: Path, phases: range, *, begun: Path | None, num_threads: int, share: float = 1.0
-) -> None:
-    """Train the chosen phases and write the model, its tokenizer and its card to `out_dir`.
-
-    begun: directory of a model to go on with; None at the first phase.
-    """
+def train(options: Options) -> None:
+    """Train the chosen phases and write the model, its tokenizer and its card."""
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import torch
 
-    torch.set_num_threads(num_threads)
-    started = time.monotonic()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for number in phases:
+    torch.set_num_threads(options.num_threads)
+    started, begun = time.monotonic(), options.begun
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number in options.phases:
         phase = PHASES[number]
-        phase = replace(phase, num_steps=max(round(phase.num_steps * share), 2))
+        phase = replace(phase, num_steps=options.num_steps(phase.num_steps))
         torch.manual_seed(TRAIN_SEED + number)
-        model, tokenizer, texts = _begin(begun, _make_all(number, num_threads))
-        tokenizer.save_pretrained(out_dir)
+        model, tokenizer, texts = _begin(begun, _make_all(number, options.num_threads))
+        tokenizer.save_pretrained(options.out)
         model = _fit(model, [encode(tokenizer, one) for one in texts], phase, number)
-        model.half().save_pretrained(out_dir)
-        begun = out_dir
+        model.half().save_pretrained(options.out)
+        begun = options.out
         log.info("phase %d ended after %.0f s", number + 1, time.monotonic() - started)
     from pipelines.demo.judge_language_model import judge, write_card
 
-    write_card(out_dir, judge(out_dir), seconds=time.monotonic() - started)
+    write_card(options.out, judge(options.out))
 
 
 def _make_all(number: int, num_workers: int) -> list[Text]:
@@ -203,22 +188,14 @@ def _fit(model: Any, rows: list[tuple[np.ndarray, np.ndarray]], phase: Phase, nu
 
     model.lm_head.bias.requires_grad_(False)
     trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=phase.peak_lr, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, phase.peak_lr, total_steps=phase.num_steps, pct_start=0.1
-    )
-    started = time.monotonic()
-    for step, chosen in enumerate(_batches(rows, phase.num_steps, number), start=1):
+
+    def losses_of(_step: int, chosen: list[int]) -> dict[str, torch.Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = mean_loss(model, [rows[at] for at in chosen])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % LOG_EVERY_STEPS == 0:
-            left = (phase.num_steps - step) * (time.monotonic() - started) / step
-            log.info("step %d/%d  loss %.3f  %.0f s left", step, phase.num_steps, loss.item(), left)
+            return {"loss": mean_loss(model, [rows[at] for at in chosen])}
+
+    batches = _batches(rows, phase.num_steps, number)
+    steps = {"num_steps": phase.num_steps, "peak_lr": phase.peak_lr, "warmup_share": 0.1}
+    fit(trained, batches, losses_of, **steps)  # type: ignore[arg-type]
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from manifests.paths import name_of
 from pipelines.demo.vlm_questions import HeldOut, accuracy_by_kind, grey, held_out
 from pipelines.show import table_text
+from pipelines.training.launch import ready_for_models
 from pipelines.training.recipe import TrainingRecipe, load_training
 from pipelines.training.run import run_training
 
@@ -28,9 +29,7 @@ def run_train_demo(out: str, *, say: Callable[[str], Any], tell: Callable[[str],
 
     Args: say: is called with results; tell: with lines of progress.
     """
-    from curate.media.torchvision_ops import ensure_torchvision_importable
-
-    ensure_torchvision_importable()
+    ready_for_models(quiet=True)
     started = time.monotonic()
     made = run_training(demo_recipe(out), f"{out}/model", say=tell)
     tell("asking about pictures that no stage has seen")
@@ -82,9 +81,7 @@ def accuracy_table(answers: dict[str, list[str]], asked: Sequence[HeldOut]) -> s
     rows = [
         (kind, *(f"{100 * found[name][kind]:.0f}%" for name in answers)) for kind in found["blind"]
     ]
-    title = (
-        f"held-out pictures: {QUESTIONS_PER_KIND} questions of each kind, answered to the letter"
-    )
+    title = f"{QUESTIONS_PER_KIND} questions of each kind about new pictures"
     heads = ("kind", "before finetuning", "after", "after, picture hidden")
     return table_text(title, heads, rows)
 

@@ -2,9 +2,9 @@
 
     python -m pipelines.demo.train_tower --out pipelines/demo/tower
 
-writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and a card. A
-quarter of an hour on one CPU core; the same seed, thread count and versions of libraries give the
-same weights.
+writes a `SiglipVisionModel` directory (config, float16 weights, preprocessor) and a card, in three
+quarters of an hour on a CPU core that other work shares; the same seed, thread count and versions
+of libraries give the same weights.
 
 Two losses:
 - sigmoid, each picture against each caption of the batch (Zhai et al. 2023, arXiv:2303.15343); the
@@ -19,7 +19,6 @@ learned last. It begins with the first one's float16 weights, so it can be run a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.demo.fitting import Options, fit, read_options
 from pipelines.demo.patches import PATCH, Pictures, join_pictures, make_pictures
 from pipelines.demo.practice import IMAGE_SIDE, to_model_input
 from pipelines.demo.seeds import rng_for
@@ -46,7 +46,6 @@ NUM_PICTURES = 40_000
 """Of a phase."""
 NUM_CAPTIONS = 2
 MAX_WORDS = 32
-LOG_EVERY_STEPS = 25
 _WORDS = Path(__file__).parent / "model" / "tokenizer.json"
 
 
@@ -70,49 +69,34 @@ PHASES = (Phase(1200, 64, 2e-3, 1, 1.0), Phase(2400, 32, 1.2e-3, 4, 5.0))
 
 def main(arguments: list[str]) -> None:
     """Train, save and judge a tower as the command line says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory of the model")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, part of the result")
-    parser.add_argument("--begun", type=Path, help="directory of a model after the first phase")
-    parser.add_argument("--first-only", action="store_true", help="stop after the first phase")
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps, for a quick try")
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = range(parsed.begun is not None, 1 if parsed.first_only else len(PHASES))
-    options = {"begun": parsed.begun, "num_threads": parsed.threads, "share": parsed.share}
-    train(parsed.out, chosen, **options)
+    train(read_options(__doc__, arguments, num_phases=len(PHASES)))
 
 
-def train(
-    out_dir: Path, phases: range, *, begun: Path | None, num_threads: int, share: float = 1.0
-) -> None:
-    """Train the chosen phases and write the model and its card to `out_dir`.
-
-    begun: directory of a model to go on with; None at the first phase.
-    """
+def train(options: Options) -> None:
+    """Train the chosen phases and write the model and its card."""
     from curate.media.torchvision_ops import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    torch.set_num_threads(num_threads)
-    started = time.monotonic()
-    for number in phases:
+    torch.set_num_threads(options.num_threads)
+    started, begun = time.monotonic(), options.begun
+    for number in options.phases:
         phase = PHASES[number]
-        phase = replace(phase, num_steps=max(round(phase.num_steps * share), 2))
+        phase = replace(phase, num_steps=options.num_steps(phase.num_steps))
         torch.manual_seed(TRAIN_SEED + number)
         if begun is None:
             tower = SiglipVisionModel(SiglipVisionConfig(**tower_config()))
         else:
             tower = SiglipVisionModel.from_pretrained(begun, dtype=torch.float32)
-        tower = _fit(tower, _make_all(number, phase, num_threads), phase, number)
-        save(out_dir, tower)
-        begun = out_dir
+        tower = _fit(tower, _make_all(number, phase, options.num_threads), phase, number)
+        save(options.out, tower)
+        begun = options.out
         log.info("phase %d ended after %.0f s", number + 1, time.monotonic() - started)
     from pipelines.demo.judge_tower import judge, write_card
 
-    write_card(out_dir, judge(out_dir), seconds=time.monotonic() - started)
+    write_card(options.out, judge(options.out))
 
 
 def _make_all(number: int, phase: Phase, num_workers: int) -> Pictures:
@@ -147,28 +131,17 @@ def _fit(tower: Any, pictures: Pictures, phase: Phase, number: int) -> Any:
     from pipelines.demo.tower_losses import TowerInTraining
 
     model = TowerInTraining(tower, _num_words(), phase.what)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=phase.peak_lr, weight_decay=0.02, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, phase.peak_lr, total_steps=phase.num_steps, pct_start=0.08
-    )
     tokens = _tokens(pictures.captions)
-    started = time.monotonic()
-    for step, chosen in enumerate(_batches(len(pictures.pixels), phase, number), start=1):
+
+    def losses_of(step: int, chosen: np.ndarray) -> dict[str, torch.Tensor]:
         pixels = to_model_input(pictures.pixels[chosen])
         answers = torch.from_numpy(pictures.answers[chosen]).long()
         read = tokens[chosen, step % NUM_CAPTIONS] if step % phase.sigmoid_every == 0 else None
-        losses = model.losses(pixels, read, answers)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()  # type: ignore[union-attr]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % LOG_EVERY_STEPS == 0:
-            left = (phase.num_steps - step) * (time.monotonic() - started) / step
-            said = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
-            log.info("step %d/%d  %s  %.0f s left", step, phase.num_steps, said, left)
+        return model.losses(pixels, read, answers)
+
+    batches = _batches(len(pictures.pixels), phase, number)
+    steps = {"num_steps": phase.num_steps, "peak_lr": phase.peak_lr, "warmup_share": 0.08}
+    fit(list(model.parameters()), batches, losses_of, **steps)  # type: ignore[arg-type]
     return model.tower.eval()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from manifests import paths, store
 from manifests.errors import StageFailed, UserError
+from pipelines.executors.base import Resources
 from pipelines.training.recipe import LaunchConfig
 
 JOB = "job.json"
@@ -44,10 +45,11 @@ def run(job: Job, config: LaunchConfig, say: Callable[[str], Any]) -> None:
     """Train, or go on with a run that was stopped. Raises: UserError, StageFailed."""
     if paths.exists(paths.join(job.out, "done.json")):
         return  # stopped between the run and its record
-    ranks = config.ranks or num_gpus()
     if config.on == "ray":
-        on_ray(job, config, ranks)
-    elif ranks == 1 or "RANK" in os.environ:
+        on_ray(job, config)
+        return
+    ranks = config.ranks or num_gpus()
+    if ranks == 1 or "RANK" in os.environ:
         train_here(job, config, say)
     else:
         _on_processes(job, config, ranks)
@@ -83,29 +85,36 @@ def train_here(job: Job, config: LaunchConfig, say: Callable[[str], Any] | None)
     )
 
 
-def on_ray(job: Job, config: LaunchConfig, ranks: int) -> None:
-    """Train on a Ray cluster, from the last checkpoint again when a rank fails."""
-    from curate.media.torchvision_ops import ensure_torchvision_importable
+def on_ray(job: Job, config: LaunchConfig) -> None:
+    """Train on a Ray cluster, from the last checkpoint again when a rank fails.
 
-    ensure_torchvision_importable()
-    import torch
-
+    The cluster is the job's or RAY_ADDRESS's, or a private one of this machine. There is a rank for
+    each of its GPUs, unless the config says otherwise.
+    """
+    ready_for_models()
+    from pipelines.executors.ray_cluster import RayCluster
     from train.config import TrainConfig
     from train.learn.launch import RayRanks, train_on_ray
 
-    train_on_ray(
-        TrainConfig.load(job.config, where="train"),
-        job.model_dir,
-        job.data_dirs,
-        job.out,
-        RayRanks(ranks, use_gpu=torch.cuda.is_available(), max_failures=config.max_restarts),
-        before=ensure_torchvision_importable,
-        projector=job.projector,
-        subset=job.subset,
-        num_workers=config.data_workers,
-        preflight=config.preflight,
-        say=_say,
-    )
+    cluster = RayCluster(None, local_cpus=config.ranks)
+    try:
+        num_gpus = cluster.num_workers(Resources(num_gpus=1)) if cluster.has_gpu() else 0
+        ranks = config.ranks or max(num_gpus, 1)
+        train_on_ray(
+            TrainConfig.load(job.config, where="train"),
+            job.model_dir,
+            job.data_dirs,
+            job.out,
+            RayRanks(ranks, use_gpu=num_gpus > 0, max_failures=config.max_restarts),
+            before=ready_for_models,
+            projector=job.projector,
+            subset=job.subset,
+            num_workers=config.data_workers,
+            preflight=config.preflight,
+            say=_say,
+        )
+    finally:
+        cluster.close()
 
 
 def _say(line: str) -> None:
@@ -210,5 +219,13 @@ def _tell_launcher(error: UserError) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
 
 
+def _leave(code: int) -> None:
+    """End this process at once: everything is written, and threads of torch's process group that
+    still run may abort an interpreter that takes its time."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    _leave(main(sys.argv[1]))

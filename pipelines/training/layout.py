@@ -80,10 +80,11 @@ def trained_stage(
     stage: TrainedStage, out: str, before: list[Planned], tokens_per_image: int
 ) -> Planned:
     """Return a stage that trains; its identity is that of its data. Raises: UserError."""
+    from train.data.index import read_subset, uids_hash
     from train.learn.checkpoint import data_fingerprints
 
     directories = data_directories(stage)
-    subset = None if stage.subset is None else subset_digest(stage.subset)
+    subset = None if stage.subset is None else uids_hash(read_subset(stage.subset))
     identity = {"data": data_fingerprints(directories), "subset": subset}
     decides = stage.config(tokens_per_image).deciding()
     return Planned.of(stage.name, out, decides, identity, before)
@@ -145,17 +146,6 @@ def check_inputs(stage: TrainedStage) -> None:
             "It names the uids that are trained on.",
             "Give a parquet file with a column uid, or a folder of such.",
         )
-
-
-def subset_digest(path: str) -> str:
-    """Return the SHA-256 of a subset's uids, in hex."""
-    import hashlib
-
-    import numpy as np
-
-    from train.data.index import read_subset
-
-    return hashlib.sha256(np.unique(read_subset(path)).astype("<u8").tobytes()).hexdigest()
 
 
 def unfinished_other(out: str, planned: Planned) -> str | None:

@@ -73,8 +73,8 @@ class LaunchConfig(Strict):
     on: Literal["here", "ray"] = "here"
     ranks: int | None = Field(default=None, ge=1)
     """Processes, each with a GPU where there are any; None: one for each GPU of this machine."""
-    data_workers: int = Field(default=4, ge=0)
-    """Processes of each rank that read and decode."""
+    data_workers: int | None = Field(default=None, ge=0)
+    """Processes of each rank that read and decode; None: up to four, as its machine has CPUs."""
     max_restarts: int = Field(default=3, ge=0)
     """On Ray: how often a failed run goes on from its last checkpoint."""
     preflight: bool = True

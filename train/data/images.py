@@ -11,8 +11,6 @@ The values are those of transformers' LlavaImageProcessorPil, bit by bit, with d
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,28 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from manifests.errors import WarrenError
+from manifests.pixels import DECODER_ERRORS, upright_rgb
 
 Mode = Literal["square", "pad"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What assembled shards may hold; the bytes say which it is."""
-
-_SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
-_ORIENTATION_TAG = 0x0112
-_TURNS = {  # EXIF 2.32, tag 0x0112: value -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# What Pillow's plugins raise on damaged bytes.
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, LookupError, OverflowError, TypeError),
-    *(Image.DecompressionBombError, EOFError, struct.error, zlib.error),
-)
 
 
 class ImageDamaged(WarrenError):
@@ -140,29 +122,9 @@ def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
         image.load()
-        return _upright(image, _rgb(image))
-    except _DECODER_ERRORS as error:
+        return upright_rgb(image)
+    except DECODER_ERRORS as error:
         raise ImageDamaged(f"{len(data)} bytes are no whole image: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return the loaded image in mode RGB."""
-    if image.mode in _SIXTEEN_BIT_MODES:  # Pillow's own conversion would saturate all above 255
-        upper_bits = np.clip(np.asarray(image), 0, 65535) >> 8
-        return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Return `rgb` turned as the EXIF of `image` says; damaged EXIF says nothing."""
-    try:
-        turn = _TURNS.get(image.getexif()[_ORIENTATION_TAG])
-    except _DECODER_ERRORS:  # a KeyError where there is none
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _side(size: Mapping[str, int]) -> int | None:

@@ -27,6 +27,9 @@ from train.data.plan import Columns
 LENGTHS_VERSION = 1
 """Part of the name under which lengths are kept; raised when the same rows get other lengths."""
 
+LENGTHS_PREFIX = "lengths-"
+"""What the name of a table of lengths begins with."""
+
 _ROWS_AT_ONCE = 256
 _SCHEMA = pa.schema({"tokens": pa.uint32(), "num_images": pa.int32(), "reason": pa.string()})
 
@@ -68,7 +71,7 @@ def exact_columns(
     Raises: SampleFailed, with the sample's key and shard, for what a read or `measure` raises;
         UserError where nothing can be trained on.
     """
-    name = f"lengths-{_key(index, key)[:16]}.parquet"
+    name = f"{LENGTHS_PREFIX}{_key(index, key)[:16]}.parquet"
     path = paths.join(cache_dir, name)
     if not paths.exists(path):
         table = _measured(index, measure, num_workers)

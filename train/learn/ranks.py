@@ -119,3 +119,9 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         if begun:
             distributed.destroy_process_group()
+
+
+def spare_workers(most: int = 4) -> int:
+    """Return how many processes may read for this rank: its share of this machine's CPUs."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(most, max((os.cpu_count() or 1) // ranks_here, 1))

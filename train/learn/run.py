@@ -38,7 +38,7 @@ from train.learn.measure import MeasuredSteps
 from train.learn.model import TrainedLlava
 from train.learn.preflight import look_ahead
 from train.learn.preflight_text import lines_of
-from train.learn.ranks import Ranks, joined_ranks
+from train.learn.ranks import Ranks, joined_ranks, spare_workers
 from train.learn.step import Learner
 
 DONE = "done.json"
@@ -54,7 +54,7 @@ def train(
     *,
     subset: str | None = None,
     projector: str | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     on_step: Callable[[Entry], None] | None = None,
     say: Say | None = None,
     preflight: bool = True,
@@ -68,7 +68,8 @@ def train(
             dropped.parquet and done.json. All ranks read and write it.
         subset: a parquet file or folder whose uids are trained on, see read_subset; None for all.
         projector: folder of a finished run whose projector replaces the model's.
-        num_workers: processes that read and decode, for each rank.
+        num_workers: processes that read and decode, for each rank; None: up to four, as there are
+            CPUs for the ranks of this machine.
         on_step: is called by rank 0 with each line of the log.
         say: is called by rank 0 with lines for people, one about every ten seconds.
         preflight: whether to look at rows and at the largest micro-batch before the first step.
@@ -91,6 +92,8 @@ def train(
         "subset": subset and paths.absolute(subset),
         "projector": projector and paths.absolute(projector),
     }
+    if num_workers is None:
+        num_workers = spare_workers()
     with joined_ranks() as ranks:
         run = _begin(config, inputs, out, ranks, num_workers)
         run.restore(inputs)

@@ -20,12 +20,11 @@ from manifests import paths, store
 from manifests.errors import UserError
 from train.data.cuts import Ints
 from train.data.index import Index, read_subset
+from train.data.lengths import LENGTHS_PREFIX
 from train.data.plan import Columns, num_steps, order, plan_hash
 from train.learn.checkpoint import data_fingerprints
+from train.learn.dropped import BEFORE_PLANNING
 from train.models.finished_run import FinishedRun
-
-_BEFORE_PLANNING = -1
-_LENGTHS = "lengths-"  # what begins the name of train.data.lengths' tables
 
 
 class Draw(NamedTuple):
@@ -119,7 +118,7 @@ def _check_same_data(run: FinishedRun) -> None:
 
 
 def _before_planning(dropped: pa.Table) -> pa.Table:
-    return dropped.filter(pc.equal(dropped.column("step"), _BEFORE_PLANNING))
+    return dropped.filter(pc.equal(dropped.column("step"), BEFORE_PLANNING))
 
 
 def _rows_dropped(index: Index, dropped: pa.Table | None) -> dict[int, str]:
@@ -174,7 +173,7 @@ def _planned(run: FinishedRun, index: Index, chosen: Ints, dropped: pa.Table | N
 def _measured(run: FinishedRun, index: Index, chosen: Ints) -> Iterator[_Planned]:
     """Yield the rows by each table of lengths in a run's folder: tokens, num_images, reason."""
     for name in paths.list_names(run.path, ".parquet"):
-        if not name.startswith(_LENGTHS):
+        if not name.startswith(LENGTHS_PREFIX):
             continue
         table = store.read_table(paths.join(run.path, name))
         if len(table) == len(chosen):

@@ -13,12 +13,11 @@ from manifests import paths, store
 from manifests.errors import UserError
 from train.config import TrainConfig
 from train.learn.checkpoint import TRAINED, base_hash
+from train.learn.dropped import DROPPED
 from train.learn.log import LOG
-from train.learn.run import DONE
+from train.learn.run import DONE, INPUTS
 
 CONFIG = "config.json"
-INPUTS = "inputs.json"
-DROPPED = "dropped.parquet"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from manifests import paths
 from manifests.errors import UserError
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""What a model is called on the hub: owner/model."""
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")  # in the hub's own cache
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.bin"]
 
@@ -25,7 +26,7 @@ def local_directory(name: str) -> str:
     path = paths.resolve_resource(name)
     if Path(path).exists():
         return path
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise UserError(
             f"{name!r} is no model directory.",
             "Neither does it look like a model's name on the hub, owner/model.",
@@ -42,7 +43,7 @@ def is_at_hand(name: str) -> bool:
     if Path(paths.resolve_resource(name)).exists():
         return True
     try:
-        return bool(_HUB_NAME.fullmatch(name) and snapshot_download(name, local_files_only=True))
+        return bool(HUB_NAME.fullmatch(name) and snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
         return False
 

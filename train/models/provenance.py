@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -13,11 +12,11 @@ from manifests.errors import UserError
 from manifests.record import git_commit, versions
 from train.models.draws import Draws, reasons_of
 from train.models.finished_run import FinishedRun
+from train.models.hub import HUB_NAME
 from train.models.origin import read_origin
 
 TRAINING = "training.json"
 VERSION = 1
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def of_export(
@@ -98,7 +97,7 @@ def _models_of(base: str) -> list[str]:
         return known
     config = store.read_json(paths.join(base, "config.json"))
     names = [config[part].get("_name_or_path") for part in ("vision_config", "text_config")]
-    return [name for name in names if name and _HUB_NAME.fullmatch(name)]
+    return [name for name in names if name and HUB_NAME.fullmatch(name)]
 
 
 def _tower(model_dir: str) -> str:

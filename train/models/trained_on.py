@@ -20,8 +20,9 @@ from manifests import paths, store
 from manifests.errors import UserError
 from train.data.cuts import Ints
 from train.data.index import Index
+from train.learn.run import INPUTS
 from train.models.draws import Draw, Draws
-from train.models.finished_run import INPUTS, FinishedRun
+from train.models.finished_run import FinishedRun
 from train.models.provenance import TRAINING, runs_in, unknown_parts
 
 _MAX_UID = 2**64
