@@ -239,11 +239,23 @@ def test_an_adapter_and_its_projector_change_the_answer_as_set_by_hand(
         load_model(model_dir, adapter=model_dir)
 
 
+def test_an_answer_ends_where_the_models_positions_do_in_a_batch_as_alone(
+    chatter: Chatter, questions: list[Question]
+) -> None:
+    long = Question("Is this long? " * 60)
+    room = 1024 - len(chatter.prompts.ids(long))
+    assert 0 < room < SHORT.max_new_tokens
+    asked = [questions[0], long, questions[1]]
+    assert chatter.generate_batch(asked) == [chatter.answer(one) for one in asked]
+    capped = chatter.answer(long, Decoding(max_new_tokens=room))
+    assert chatter.answer(long, Decoding(max_new_tokens=1000)) == capped
+
+
 def test_a_question_that_does_not_fit_and_other_mistakes_are_told(
     chatter: Chatter, questions: list[Question], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="reads 1024"):
-        chatter.answer(questions[0], Decoding(max_new_tokens=1024))
+        chatter.answer(Question("How long? " * 300))
     with pytest.raises(UserError, match="U\\+FDD0"):
         chatter.answer(Question("\ufdd2"))
     with pytest.raises(UserError, match="holds no LLaVA model"):

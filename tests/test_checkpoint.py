@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,6 +31,7 @@ from small_runs import (
 from manifests import store
 from manifests.errors import UserError
 from train.config import TrainConfig
+from train.data.index import Index
 from train.data.plan import Cursor
 from train.learn.checkpoint import CHECKPOINT, TRAINED, Checkpoint, CheckpointWriter
 from train.learn.lines import read_lines
@@ -149,6 +153,30 @@ def test_a_run_killed_many_times_ends_as_one_that_was_not(
 ) -> None:
     cut, whole = killed_and_undisturbed(processes, stage, seed, 6, model_dir, data, tmp_path)
     assert cut.is_equal(whole)
+
+
+def test_a_packed_subset_goes_on_bit_by_bit_without_its_measured_lengths(
+    model_dir: str, data: str, tmp_path: Path
+) -> None:
+    plan = config_of("adapter").plan.model_dump() | {"lengths": "exact", "packing": True}
+    config = config_of("adapter", plan=plan)
+    subset = str(tmp_path / "subset.parquet")
+    pq.write_table(pa.table({"uid": np.unique(Index.load([data]).uid)[::2]}), subset)
+    train(config, model_dir, [data], str(tmp_path / "whole"), subset=subset)
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == 2:
+            raise InterruptedError
+
+    cut = str(tmp_path / "cut")
+    with pytest.raises(InterruptedError):
+        train(config, model_dir, [data], cut, subset=subset, on_step=stop)
+    (lengths,) = (tmp_path / "cut").glob("lengths-*.parquet")
+    lengths.unlink()
+    train(config, model_dir, [data], cut, subset=subset)
+    whole = results(tmp_path / "whole")
+    assert results(tmp_path / "cut").is_equal(whole)
+    assert len(whole.log) > 3
 
 
 def be_a_rank(

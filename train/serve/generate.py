@@ -35,6 +35,7 @@ class Decoding(Strict):
     """How answers are drawn; greedy unless there is a temperature."""
 
     max_new_tokens: int = Field(default=512, ge=1)
+    """Fewer where the model's positions end."""
     temperature: float = Field(default=0.0, ge=0)
     """0: always the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -88,14 +89,23 @@ class Chatter:
         asked = list(questions)
         ids = [self.prompts.ids(one) for one in asked]
         answers = [""] * len(asked)
-        order = sorted(range(len(asked)), key=lambda at: -len(ids[at]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in self._batches(ids, batch_size, decoding or self.decoding):
             inputs = self._inputs([ids[at] for at in rows], [asked[at] for at in rows], decoding)
             made = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
             for at, text in zip(rows, self._texts(made), strict=True):
                 answers[at] = text
         return answers
+
+    def _batches(
+        self, ids: Sequence[Any], batch_size: int, decoding: Decoding
+    ) -> Iterator[list[int]]:
+        """Yield questions of similar length; alone, one whose answer the model's positions may cut,
+        as the others' would be cut with it."""
+        order = sorted(range(len(ids)), key=lambda at: -len(ids[at]))
+        alone = [at for at in order if self._room(len(ids[at])) < decoding.max_new_tokens]
+        yield from ([at] for at in alone)
+        for start in range(len(alone), len(order), batch_size):
+            yield order[start : start + batch_size]
 
     def _texts(self, made: Tensor) -> list[str]:
         tokenizer = self.prompts.tokenizer
@@ -110,14 +120,14 @@ class Chatter:
         """Return what `generate` takes, on the model's device: rows padded on the left."""
         chosen = decoding or self.decoding
         length = max(map(len, ids))
-        self._check_fits(length + chosen.max_new_tokens)
+        most = min(chosen.max_new_tokens, self._room(length))
         inputs: dict[str, Any] = _padded_left(ids, length, self._padding_id())
         pictures = [image for one in questions for image in one.images]
         if pictures:
             pixels = torch.from_numpy(np.stack([self.prompts.pixels(one) for one in pictures]))
             inputs["pixel_values"] = pixels.to(self.model.dtype)
         inputs = {name: one.to(self.model.device) for name, one in inputs.items()}
-        inputs["generation_config"] = self._generation_config(chosen)
+        inputs["generation_config"] = self._generation_config(chosen, most)
         if self.prompts.is_plain:
             inputs["tokenizer"] = self.prompts.tokenizer
         return inputs
@@ -126,10 +136,13 @@ class Chatter:
         found = self.prompts.tokenizer.pad_token_id
         return int(0 if found is None else found)  # masked: any token will do
 
-    def _generation_config(self, decoding: Decoding) -> Any:
-        """Return the model's own, stop tokens and all, with sampling as `decoding` has it."""
+    def _generation_config(self, decoding: Decoding, most: int) -> Any:
+        """Return the model's own, stop tokens and all, with sampling as `decoding` has it.
+
+        most: tokens of an answer.
+        """
         config = copy.deepcopy(self.model.generation_config)
-        config.max_new_tokens = decoding.max_new_tokens
+        config.max_new_tokens = most
         config.pad_token_id = self._padding_id()
         config.do_sample = decoding.temperature > 0
         if config.do_sample:  # without top_k=0, transformers would draw from the likeliest 50
@@ -139,14 +152,16 @@ class Chatter:
             config.stop_strings = ["\n"]  # how a caption ends in training
         return config
 
-    def _check_fits(self, num_tokens: int) -> None:
-        limit = self.model.config.get_text_config().max_position_embeddings
-        if num_tokens > limit:
+    def _room(self, num_tokens: int) -> int:
+        """Return how many tokens an answer to so many may have. Raises: UserError for none."""
+        limit = int(self.model.config.get_text_config().max_position_embeddings)
+        if num_tokens >= limit:
             raise UserError(
-                f"The conversation and its answer may come to {num_tokens} tokens.",
-                f"The language model reads {limit}.",
-                "Start a new conversation, or allow the answer fewer tokens.",
+                f"The conversation has {num_tokens} tokens.",
+                f"The language model reads {limit}, its answer included.",
+                "Start a new conversation, or ask something shorter.",
             )
+        return limit - num_tokens
 
 
 def load_model(
