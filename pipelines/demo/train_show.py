@@ -37,7 +37,7 @@ def run_train_demo(out: str, *, say: Callable[[str], Any], tell: Callable[[str],
     answers = answers_of(made, asked)
     say(accuracy_table(answers, asked))
     say(answers_table(answers["finetuned"], asked))
-    say(_closing(made, time.monotonic() - started))
+    say(_closing(f"{out}/model/{name_of(made['export'])}", time.monotonic() - started))
 
 
 def demo_recipe(out: str) -> TrainingRecipe:
@@ -96,12 +96,12 @@ def answers_table(answers: Sequence[str], asked: Sequence[HeldOut]) -> str:
     return table_text("some answers", ("question", "model", "truth"), rows)
 
 
-def _closing(made: dict[str, str], seconds: float) -> str:
+def _closing(model: str, seconds: float) -> str:
     return "\n".join(
         [
             f"{seconds:.0f} s for the model.",
-            f"  the model        {made['export']}",
-            f"  talk to it       warren chat {made['export']} --image PICTURE",
-            f"  was it trained on?  warren why {made['export']} 000000012",
+            f"  the model        {model}",
+            f"  talk to it       warren chat {model} --image PICTURE",
+            f"  was it trained on?  warren why {model} 000000012",
         ]
     )
