@@ -40,8 +40,14 @@ def shards_of(source: SourceConfig) -> tuple[str, tuple[str, ...]]:
 
 
 def root_of(view: View) -> str:
-    """Return the folder to which the SAMPLES column `shard` is relative."""
+    """Return the folder of the source's own files."""
     return shards_of(source_of(view))[0]
+
+
+def image_root_of(view: View) -> str:
+    """Return the folder to which `shard` is relative in the SAMPLES that tell where images lie."""
+    described_by = view.described_by
+    return root_of(view) if described_by.stage == "ingest" else described_by.path
 
 
 def identity(source: SourceConfig) -> list[list[Any]]:

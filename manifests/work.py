@@ -122,12 +122,17 @@ class View:
         kept = [kept_uids(store.read_table(path, ["uid", "keep"])) for path in files]
         return np.sort(np.concatenate([np.zeros(0, np.uint64), *kept]))
 
+    @property
+    def described_by(self) -> StageDir:
+        """The stage whose SAMPLES tell where the rows' images lie: download, else ingest."""
+        return self.before.get("download") or self.before["ingest"]
+
     def samples(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the SAMPLES rows of one part that the previous stage kept, by ascending uid.
 
         Args: columns: those to read, with "uid" among them; None for all.
         """
-        path = paths.join(self.before["ingest"].path, f"{part_name(part)}.parquet")
+        path = paths.join(self.described_by.path, f"{part_name(part)}.parquet")
         table = store.read_table(path, columns)
         if self.previous.stage == "ingest":
             return table

@@ -32,7 +32,7 @@ from curate.media.assembled_rows import (
 )
 from curate.media.assembled_tar import Rehearsal
 from curate.media.shard_list import SHARDS
-from curate.sources import root_of
+from curate.sources import image_root_of
 from manifests import ledger, paths
 from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
@@ -65,7 +65,7 @@ def work(view: View, item: Item) -> Output:
     The tar is rehearsed first, which checks every image and gives the offsets; the file itself is
     then written as a stream. So memory holds one sample at a time, however large the shard is.
     """
-    rows, root = rows_of(view, item.payload), root_of(view)
+    rows, root = rows_of(view, item.payload), image_root_of(view)
     rehearsal = assembled_tar.rehearse(rows, root)
     good = [row for row in rows if row.uid not in rehearsal.problems]
     shard = f"{SHARDS}/{item.payload['shard']:05d}.tar"

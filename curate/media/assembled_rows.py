@@ -168,8 +168,8 @@ def _coreset(view: View, columns: Sequence[str]) -> pa.Table:
 
 
 def _samples(view: View, part: int, columns: Sequence[str]) -> pa.Table:
-    ingest = view.before["ingest"].path
-    return store.read_table(paths.join(ingest, f"{part_name(part)}.parquet"), columns)
+    folder = view.described_by.path
+    return store.read_table(paths.join(folder, f"{part_name(part)}.parquet"), columns)
 
 
 def _only(table: pa.Table, uids: Uids) -> pl.DataFrame:

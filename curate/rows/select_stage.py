@@ -154,7 +154,7 @@ def _described(view: View, part: Mapping[str, Any], kept: pl.DataFrame) -> pa.Ta
     low, high = np.searchsorted(kept["uid"].to_numpy(), ends)
     if low == high:
         return empty(CORESET)
-    path = paths.join(view.before["ingest"].path, f"{part_name(part['part'])}.parquet")
+    path = paths.join(view.described_by.path, f"{part_name(part['part'])}.parquet")
     samples = pl.DataFrame(store.read_table(path, ["uid", "key", "shard", "caption"]))
     mine = kept.slice(low, high - low)
     joined = mine.join(samples, on="uid", how="left", maintain_order="left")

@@ -29,7 +29,7 @@ from pydantic import Field
 from curate.media.images import ImageError, decode
 from curate.media.originals import open_shard
 from curate.media.tars import RangeReader
-from curate.sources import root_of
+from curate.sources import image_root_of
 from curate.vectors import clip_model, exact
 from curate.vectors.clip_model import ClipModel, Pixels, Precision
 from curate.vectors.halving import Halving
@@ -132,7 +132,8 @@ def work(view: View, item: Item) -> Output:
     clip = clip_model.load(name, gpu_precision=config.gpu_precision)
     halving = Halving(config.batch_size)
     with clip_model.pinned_threads(config.num_threads):
-        embedded = embed_rows(clip, config, pl.DataFrame(samples), root_of(view), halving=halving)
+        rows, root = pl.DataFrame(samples), image_root_of(view)
+        embedded = embed_rows(clip, config, rows, root, halving=halving)
     notes: dict[str, Any] = {"device": clip.device.type}
     if halving.num_halvings:
         notes |= {"batch_halvings": halving.num_halvings, "batch_size_reached": halving.num_rows}
