@@ -11,6 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXECUTOR ?= ray
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
+# How many processes run the tests; each file's tests stay in one of them.
+JOBS ?= 2
 BENCH ?= $(sort $(wildcard tests/benchmarks/bench_*.py))
 STAGES := ingest filter embed centroids cluster forest dedup select assemble clean resolve mix
 
@@ -163,7 +165,7 @@ ray-down: $(READY) ## End the cluster that ray-up started, and nothing else
 
 .PHONY: test
 test: $(READY) ## Run the tests that CI runs (ARGS="-k name" goes to pytest)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(READY) ## Run the long proofs

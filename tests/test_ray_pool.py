@@ -220,7 +220,9 @@ def test_one_worker_and_four_give_the_same_results(
         folder.mkdir()
         with closing(RayExecutor(max_workers=num_workers)) as executor:
             answers = list(executor.map(Worker(folder, slow_square), range(40), ONE))
-        assert len({one.worker for one in answers if isinstance(one, Done)}) == num_workers
+        used = {one.worker for one in answers if isinstance(one, Done)}
+        # on a busy machine the last worker may come when nothing is left to do
+        assert len(used) == 1 if num_workers == 1 else 1 < len(used) <= num_workers
         found.append(results(answers))
     assert found[0] == found[1] == {item: item * item for item in range(40)}
 
