@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import mmh3
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ from small_inputs import (
     stages,
 )
 
-from curate.rows import laion, table_files, text_tables
+from curate.rows import laion, table_files, text_tables, url_source
 from manifests.errors import PartDamaged, UserError
 from manifests.schemas import UID_ROW_BITS
 from manifests.work import StageDir
@@ -321,6 +322,41 @@ def test_a_join_fills_only_what_the_source_lacks_and_goes_by_url_too(tmp_path: P
     found = sampled(tmp_path, table, join=join)
     assert [row["punsafe"] for row in found] == [0.1, 0.8, None]
     assert [row["published_md5"] for row in found] == [b"\xaa" * 16, b"\xbb" * 16, None]
+
+
+def test_rows_without_a_hash_are_joined_to_none(tmp_path: Path) -> None:
+    table = pa.table({"url": ["u", "v", "w"], "hash": [None, 0, 5]})
+    join = [score_table(tmp_path / "p", hash=[None, 0, 6], punsafe=[0.9, 0.2, 0.3])]
+    assert [row["punsafe"] for row in sampled(tmp_path, table, join=join)] == [None, 0.2, None]
+
+
+def test_tables_may_lie_on_another_filesystem(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    path = write_rows(tmp_path / "a.parquet", plain_rows(9))
+    memory.pipe_file("/urls/in/00000.parquet", path.read_bytes())
+    memory.pipe_file("/urls/in/00001.parquet", path.read_bytes())
+    packed = write_rows(tmp_path / "a.csv.gz", plain_rows(5)).read_bytes()
+    memory.pipe_file("/urls/packed/a.csv.gz", packed)
+    for place, num_rows in (("memory://urls/in", 18), ("memory://urls/packed/*.gz", 5)):
+        recipe = recipe_for(place, "url_table")
+        recipe["source"]["rows_per_shard"] = 4
+        rows = rows_of(stages(run_here(recipe, tmp_path / "out"))["ingest"])
+        assert len(rows) == num_rows
+        assert [row["url"] for row in rows[:5]] == [row["url"] for row in plain_rows(5)]
+    memory.rm("/urls", recursive=True)
+
+
+def test_a_file_that_changed_after_the_plan_is_not_read(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "in" / "a.csv", plain_rows(30))
+    source = parse(recipe_for(path.parent, "url_table")).source
+    (item,) = url_source.plan(source)
+    assert url_source.ingest_part(source, item.payload).verdicts.num_rows == 30
+    write_rows(path, plain_rows(29))
+    with pytest.raises(PartDamaged, match="a.csv has changed"):
+        url_source.ingest_part(source, item.payload)
+    path.unlink()
+    with pytest.raises(UserError, match="is gone"):
+        url_source.ingest_part(source, item.payload)
 
 
 def test_a_changed_score_table_is_another_input(tmp_path: Path) -> None:
