@@ -110,6 +110,17 @@ def test_only_what_may_pass_is_asked_again_and_what_is_refused_is_never_asked(
     assert not wrong, "\n".join(wrong)
 
 
+def test_answers_changed_at_random_have_a_status_too(
+    world: tuple[HostileServer, HostileServer],
+) -> None:
+    """No answer may end the whole call, and none may be waited for without end."""
+    server, _ = world
+    damaged = hostile_cases.damaged(num_answers=600, seed=2)
+    urls = [server.serve_raw(f"/damaged/{row}", data) for row, data in enumerate(damaged)]
+    found = fetched_all(urls, CONFIG.model_copy(update={"attempts": 1}))
+    assert len({one.status for one in found}) >= 8
+
+
 def test_nothing_reaches_the_forbidden_server(
     world: tuple[HostileServer, HostileServer], found: list[tuple[Case, Fetched]]
 ) -> None:
