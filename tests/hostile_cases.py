@@ -246,6 +246,9 @@ def _codes(server: HostileServer) -> Iterator[Case]:
         busy = answer(b"", [("Retry-After", "0")], status=f"{code} Busy")
         url = server.serve(f"/then/{code}", in_turn(busy, answer(jpeg)), keep_open=True)
         yield Case(f"HTTP {code}, then the image", url, S.OK, times_asked=2)
+    never = [("Retry-After", f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT"), ("Date", "x")]
+    url = server.serve_bytes("/never", b"", never, status="503 Busy")
+    yield Case("a date that never comes", url, S.HTTP_5XX, times_asked=3)
     yield Case("HTTP 203", server.serve_bytes("/203", jpeg, status="203 Other"), S.OK)
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer(jpeg)
     yield Case("early hints", server.serve_raw("/103", early), S.OK)
@@ -282,6 +285,7 @@ def _redirects(server: HostileServer) -> Iterator[Case]:
         "to a bad port": ("http://127.0.0.1:99999/", S.BAD_URL),
         "to a password": ("http://user:secret@127.0.0.1/a.jpg", S.BAD_URL),
         "to 404": ("/nowhere", S.HTTP_4XX),
+        "to odd bytes": ("http://127.0.0.1:\udcff/", S.BAD_URL),
         "to no name": ("http://no.invalid/a.jpg", S.DNS),
     }
     for name, (where, status) in bad.items():

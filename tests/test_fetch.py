@@ -93,6 +93,8 @@ def test_there_is_data_and_its_hash_exactly_where_it_is_ok(
         assert (one.data is not None) == (one.status is Status.OK) == (one.detail == "")
         expected = None if one.data is None else hashlib.sha256(one.data).digest()
         assert one.sha256 == expected
+        assert one.detail.encode().decode().isprintable(), "a line that any file may hold"
+        assert (one.final_url or "").isascii()
 
 
 def test_only_what_may_pass_is_asked_again_and_what_is_refused_is_never_asked(

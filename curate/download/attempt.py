@@ -213,7 +213,7 @@ def _named(error: Exception) -> tuple[Status, str]:
     blocked = _cause(error, BlockedAddressError)
     if blocked is not None:
         return Status.BLOCKED_IP, str(blocked)
-    return _kind(error), (str(error) or type(error).__name__)[:200]
+    return _kind(error), str(error) or type(error).__name__
 
 
 def _kind(error: Exception) -> Status:
