@@ -271,10 +271,10 @@ def test_bytes_that_nobody_takes_are_not_read() -> None:
     data = bytes(2**20)
     with HostileServer() as server:
         urls = [server.serve_bytes(f"/{number}", data) for number in range(60)]
-        limits = {"max_bytes_in_flight": 4 * 2**20, "total_timeout_seconds": 1.0}
+        limits = {"max_bytes_in_flight": 4 * 2**20, "total_timeout_seconds": 2.0}
         results = fetch((Wanted(0, url) for url in urls), OPEN.model_copy(update=limits))
         first = next(results)
-        time.sleep(1.5)  # longer than a deadline: waiting for us does not count
+        time.sleep(2.5)  # longer than a deadline: waiting for us does not count
         found = [first, *results]
     assert [one.status for one in found] == [Status.OK] * 60
 
