@@ -63,6 +63,11 @@ class SourceConfig(Strict):
         return self.kind == "clip_retrieval"
 
     @property
+    def brings_images(self) -> bool:
+        """Whether image bytes lie in the source's own files."""
+        return self.kind in ("webdataset", "img2dataset")
+
+    @property
     def label(self) -> str:
         """The SAMPLES column `source`."""
         return self.name or self.kind
