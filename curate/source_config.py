@@ -88,6 +88,7 @@ class SourceConfig(Strict):
         """Whether image bytes lie in the source's own files."""
         return self.kind in ("webdataset", "img2dataset")
 
+    @property
     def is_urls(self) -> bool:
         """Whether the source brings URLs, whose images are yet to be fetched."""
         return self.kind == "url_table"

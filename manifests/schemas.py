@@ -94,7 +94,8 @@ VERDICTS = pa.schema(
         _field("uid", pa.uint64()),
         _field("stage", pa.string()),
         _field("keep", pa.bool_()),
-        # "" when kept as it is, "mended:<what>" when kept; "quarantine:<error class>" for bad rows
+        # "" when kept as it is, "mended:<what>" or "flagged:<reason>" when kept all the same;
+        # "quarantine:<error class>" for bad rows
         _field("reason", pa.string()),
         _field("score", pa.float64(), null=True),
         _field("cutoff", pa.float64(), null=True),
