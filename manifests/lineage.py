@@ -155,11 +155,23 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     if directory.stage == "clean":
         row = find(directory.files(), uid) or {}
         found |= {name: row[name] for name in ("rounds", "token_estimate") if name in row}
+    if directory.stage == "decontaminate":
+        items = _all_of(directory.files("evidence"), uid)
+        found |= {"evidence": items} if items else {}
     if directory.stage in _WRITES_SHARDS:
         row = find(directory.files(), uid)
         found |= {"shard": row["shard"], "member": row["key"]} if row else {}
     found.pop("uid", None)
     return found
+
+
+def _all_of(files: list[str], uid: int) -> list[dict[str, Any]]:
+    """Return all rows with this uid in some parquet parts, without it and without nulls."""
+    rows = []
+    for path in files:
+        of_uid = _scan(path).filter(pl.col("uid") == pl.lit(uid, pl.UInt64))
+        rows += _collected(path, of_uid.drop("uid")).to_dicts()
+    return [{name: one for name, one in row.items() if one is not None} for row in rows]
 
 
 def _ingested(chain: Mapping[str, StageDir], uid: int) -> dict[str, Any] | None:

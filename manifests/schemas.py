@@ -122,6 +122,17 @@ SELECTABLE = pa.schema(  # kept rows with what select ranks them by: dedup's kep
     ]
 )
 
+EVIDENCE = pa.schema(  # what of the evaluation sets a row is like: the nearest items by method
+    [
+        _field("uid", pa.uint64()),
+        _field("method", pa.string()),  # id_list, image_hash, phash, clip or caption
+        _field("set", pa.string()),  # the evaluation set or id list, by its name in the recipe
+        _field("item", pa.string()),  # its image, text or id
+        _field("score", pa.float64(), null=True),  # bits apart, similarity, share of n-grams
+        _field("num_items", pa.uint32()),  # of the set that the method found; not all are listed
+    ]
+)
+
 CORESET = pa.schema(
     [
         _field("uid", pa.uint64()),
@@ -192,6 +203,7 @@ TABLES: dict[str, pa.Schema] = {
     "VERDICTS": VERDICTS,
     "QUARANTINE": QUARANTINE,
     "SELECTABLE": SELECTABLE,
+    "EVIDENCE": EVIDENCE,
     "CORESET": CORESET,
     "CONVERSATIONS": CONVERSATIONS,
     "CLEANED": CLEANED,

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from curate.contamination.config import check_needs
 from curate.source_config import SourceConfig
 from manifests import paths, store
 from manifests.errors import UserError
@@ -24,7 +25,7 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 SECTIONS = {stage.asked_by: stage for stage in STAGES.values() if stage.name != "ingest"}
 """Section -> a stage that it asks for; all of one section have the section's config class."""
-_NEEDS_IMAGES = ("embed", "decontaminate", "assemble")
+_NEEDS_IMAGES = ("embed", "assemble")
 _OF_PAIRS = (
     *("filter", "download", "drift", "embed", "cluster"),
     *("dedup", "decontaminate", "select", "assemble"),
@@ -168,6 +169,11 @@ def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
     _check_rows(source, configs)
     _check_images(source, configs)
     has = {*configs, *(("embed",) if source.is_embeddings else ())}
+    check_needs(
+        configs.get("decontaminate"),
+        has_images=source.brings_images or "download" in configs,
+        has_embeddings="embed" in has,
+    )
     for asking, needed in _needs(configs):
         if needed not in has:
             raise UserError(

@@ -1,0 +1,1 @@
+"""Images from the web: fetched safely, checked before they are decoded, every URL accounted for."""
