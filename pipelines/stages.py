@@ -126,6 +126,18 @@ _ROWS = (
     Stage("ingest", "curate.sources", "SourceConfig", "SAMPLES", "map", identity="identity"),
     Stage("filter", "curate.rows.filters", "FilterConfig", "VERDICTS", "map"),
     Stage(
+        "drift",
+        "curate.vectors.drift",
+        "DriftConfig",
+        "VERDICTS",
+        "map",
+        derive="with_model",
+        identity="identity",
+        wants_gpu=True,
+        caches_model=True,
+        needs_image_bytes=True,
+    ),
+    Stage(
         "embed",
         "curate.vectors.embed",
         "EmbedConfig",
