@@ -112,6 +112,15 @@ _ROWS = (
     Stage("ingest", "curate.sources", "SourceConfig", "SAMPLES", "map", identity="identity"),
     Stage("filter", "curate.rows.filters", "FilterConfig", "VERDICTS", "map"),
     Stage(
+        "download",
+        "curate.download.stage",
+        "DownloadConfig",
+        "SAMPLES",
+        "map",
+        phases=(Phase(), Phase("plan_totals", "work_totals")),
+        identity="identity",
+    ),
+    Stage(
         "embed",
         "curate.vectors.embed",
         "EmbedConfig",
