@@ -126,6 +126,16 @@ _ROWS = (
     Stage("ingest", "curate.sources", "SourceConfig", "SAMPLES", "map", identity="identity"),
     Stage("filter", "curate.rows.filters", "FilterConfig", "VERDICTS", "map"),
     Stage(
+        "download",
+        "curate.download.stage",
+        "DownloadConfig",
+        "SAMPLES",
+        "map",
+        phases=(Phase(), Phase("plan_totals", "work_totals")),
+        identity="identity",
+        needs_image_bytes=True,
+    ),
+    Stage(
         "drift",
         "curate.vectors.drift",
         "DriftConfig",
