@@ -64,7 +64,10 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 
         published.forget_listing()
     root, names = shards_of(source)
-    return [[name, *paths.identity_of(paths.join(root, name))] for name in _identity_names(source, root, names)]
+    return [
+        [name, *paths.identity_of(paths.join(root, name))]
+        for name in _identity_names(source, root, names)
+    ]
 
 
 def plan(view: View) -> list[Item]:
