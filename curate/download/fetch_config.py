@@ -23,7 +23,7 @@ class FetchConfig(Strict):
     not waited for."""
     max_bytes: int = Field(default=32 * 2**20, ge=1)
     """Longest file, also once inflated."""
-    max_bytes_in_flight: int = Field(default=128 * 2**20, ge=1)
+    max_bytes_in_flight: int = Field(default=64 * 2**20, ge=1)
     """Bytes of all files in flight and not yet taken: where they are more, reading waits. A file
     alone may always go on."""
     max_redirects: int = Field(default=5, ge=0)
@@ -39,7 +39,14 @@ class FetchConfig(Strict):
     """Who asks. Add a page or an address where you can be reached."""
     agent_names: list[str] = ["warren"]
     """The names under which a site may address us in X-Robots-Tag, besides all."""
-    opt_out_directives: list[str] = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
+    opt_out_directives: list[str] = [
+        "noai",
+        "noimageai",
+        "noindex",
+        "noimageindex",
+        "noml",
+        "tdm-reservation",
+    ]
     """X-Robots-Tag directives that are honoured; `tdm-reservation` in this list stands for the
     header of that name. Empty: none is."""
     on_hash_mismatch: Literal["drop", "flag"] = "drop"
