@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from manifests.schemas import UID_ROW_BITS
 from manifests.strict import MissingField, Strict
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[^/]+$")]
@@ -15,13 +16,15 @@ SourceName = Annotated[str, StringConstraints(pattern=r"^[^/]+$")]
 class SourceConfig(Strict):
     """Where the pairs come from."""
 
-    location_fields: ClassVar[frozenset[str]] = frozenset({"path", "files"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"path", "files", "join"})
 
-    kind: Literal["webdataset", "img2dataset", "clip_retrieval", "llava_json"]
+    kind: Literal["webdataset", "img2dataset", "clip_retrieval", "url_table", "llava_json"]
     """The layout of the files."""
     path: str | None = Field(default=None, min_length=1)
     """Folder, glob, braces or "::" list of tar shards; for clip_retrieval the folder that holds
-    img_emb/, text_emb/ and metadata/. Relative to the folder where the command runs."""
+    img_emb/, text_emb/ and metadata/; for url_table of parquet, csv, tsv, txt (one URL a line),
+    json, jsonl, feather or arrow files, the text forms also as .gz. Relative to the folder where
+    the command runs."""
     files: dict[SourceName, Annotated[str, StringConstraints(min_length=1)]] | None = Field(
         default=None, min_length=1
     )
@@ -33,9 +36,27 @@ class SourceConfig(Strict):
     name: str | None = None
     """Written into the SAMPLES column `source`; None means the kind."""
     shards_per_part: int = Field(default=1, ge=1)
-    """Shards that make one part, the unit of work and retry; raise it for many small shards."""
+    """Shards that make one part, the unit of work and retry; raise it for many small shards. Of a
+    url_table a shard is a slice of `rows_per_shard` rows; a part may span files."""
     hash_images: bool = False
     """Fill image_sha256 by reading every image's bytes (tar sources only)."""
+    rows_per_shard: int = Field(default=10_000, ge=1, le=1 << UID_ROW_BITS)
+    """url_table only: rows of a file that make one shard, as img2dataset's number_sample_per_shard;
+    the last of a file may be smaller. Numbered on over the files."""
+    swapped_sizes: Literal["auto"] | bool = "auto"
+    """url_table only: whether WIDTH and HEIGHT stand for each other, as in LAION-400M and the base
+    LAION-2B tables. auto: by the columns of those (SAMPLE_ID, URL, TEXT, HEIGHT, WIDTH, LICENSE)."""
+    laion_hash: bool = False
+    """url_table only: compute LAION's `hash` of URL and caption as given; where the source has one,
+    compare, and count what differs in the record's notes."""
+    join: list[Annotated[str, StringConstraints(min_length=1)]] = []
+    """url_table only: parquet tables (folders, globs, braces or "::" lists) of scores and digests to
+    join by `hash` where they have one, else by URL: punsafe, pwatermark, aesthetic, similarity, md5,
+    sha256. They fill what the source lacks. Every part reads them once: raise shards_per_part."""
+    max_caption_characters: int = Field(default=10_000, ge=1)
+    """url_table only: longer captions are cut, and the verdict says so."""
+    max_url_characters: int = Field(default=8_192, ge=1)
+    """url_table only: rows with a longer URL are quarantined."""
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -61,6 +82,11 @@ class SourceConfig(Strict):
     def is_embeddings(self) -> bool:
         """Whether the source brings embeddings instead of images."""
         return self.kind == "clip_retrieval"
+
+    @property
+    def is_urls(self) -> bool:
+        """Whether the source brings URLs, whose images are yet to be fetched."""
+        return self.kind == "url_table"
 
     @property
     def label(self) -> str:

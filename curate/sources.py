@@ -57,14 +57,14 @@ def identity(source: SourceConfig) -> list[list[Any]]:
     """
     if source.is_conversations:
         llava_source.forget_listing()
-        return [[one.shard, *_stat(one.path)] for one in llava_source.files_of(source)]
+        return [[one.shard, *paths.identity_of(one.path)] for one in llava_source.files_of(source)]
     shards_of.cache_clear()
     if source.is_embeddings:
         from curate.vectors import published
 
         published.forget_listing()
     root, names = shards_of(source)
-    return [[name, *_stat(paths.join(root, name))] for name in _identity_names(source, root, names)]
+    return [[name, *paths.identity_of(paths.join(root, name))] for name in _identity_names(source, root, names)]
 
 
 def plan(view: View) -> list[Item]:
@@ -111,15 +111,3 @@ def _identity_names(source: SourceConfig, root: str, names: tuple[str, ...]) -> 
         return [one for name in names for one in published.companions(root, name)]
     companions = [name.removesuffix(".tar") + ".parquet" for name in names]
     return [*names, *companions]
-
-
-def _stat(path: str) -> list[Any]:
-    fs, local = paths.filesystem(path)
-    try:
-        info = fs.info(local)
-    except FileNotFoundError:
-        return [None, None]
-    stamp = next(
-        (info[key] for key in ("ETag", "mtime", "LastModified", "updated") if key in info), None
-    )
-    return [info["size"], None if stamp is None else str(stamp)]

@@ -104,7 +104,20 @@ def size_of(path: str) -> int | None:
         return None
 
 
-def list_names(folder: str, suffix: str = "") -> list[str]:
+def identity_of(path: str) -> list[Any]:
+    """Return [size in bytes, ETag or modification time] of a file, [None, None] of a missing one."""
+    fs, local = filesystem(path)
+    try:
+        info = fs.info(local)
+    except FileNotFoundError:
+        return [None, None]
+    stamp = next(
+        (info[key] for key in ("ETag", "mtime", "LastModified", "updated") if key in info), None
+    )
+    return [info["size"], None if stamp is None else str(stamp)]
+
+
+def list_names(folder: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     """Return the sorted names of a folder's files that end with `suffix`; [] when it is missing."""
     fs, local = filesystem(folder)
     fs.invalidate_cache()
@@ -146,10 +159,10 @@ def shard_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=rank)
 
 
-def expand(pattern: str, *, suffix: str) -> tuple[str, list[str]]:
+def expand(pattern: str, *, suffix: str | tuple[str, ...]) -> tuple[str, list[str]]:
     """Return (root, names below the root in shard order) of the shards that a pattern means.
 
-    A pattern is a folder (all files in it that end with `suffix`), a glob, WebDataset braces
+    A pattern is a folder (all files in it that end with `suffix`, or one of them), a glob, WebDataset braces
     ("data/{00000..00099}.tar") or several of these joined by "::". The root is the longest common
     folder, so that names do not change when the whole data set moves. A path that exists as it is
     written is taken so, whatever marks it holds. A shard named twice is one shard.
@@ -158,8 +171,9 @@ def expand(pattern: str, *, suffix: str) -> tuple[str, list[str]]:
     """
     found = [path for piece in _split(pattern) for path in _expand_one(piece, suffix)]
     if not found:
+        shown = suffix if isinstance(suffix, str) else ", ".join(suffix)
         raise UserError(
-            f"No {suffix or 'such'} file is at {pattern!r}.",
+            f"No {shown or 'such'} file is at {pattern!r}.",
             "The source needs at least one shard.",
             "Check the path; it is relative to the folder where the command runs.",
         )
@@ -202,7 +216,7 @@ def _braces(pattern: str) -> list[str]:
         ) from error
 
 
-def _expand_one(piece: str, suffix: str) -> list[str]:
+def _expand_one(piece: str, suffix: str | tuple[str, ...]) -> list[str]:
     fs, local = filesystem(piece)
     if any(mark in piece for mark in "*?[") and not fs.exists(local):
         found = [str(path) for path in fs.glob(local) if str(path).endswith(suffix)]

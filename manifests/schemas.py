@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 UID_ROW_BITS = 24
 MAX_ROWS_PER_SHARD = 1 << UID_ROW_BITS
@@ -33,8 +33,10 @@ SAMPLES = pa.schema(
         _field("source", pa.string()),
         _field("shard", pa.string()),  # relative to the source's root
         # of the image's first byte in the shard, or the JSON row's; 0 for embeddings
+        # or the row in a table of URLs
         _field("offset", pa.uint64()),
-        _field("size", pa.uint32()),  # of the image or the JSON row, in bytes; 0 for embeddings
+        # of the image or the JSON row, in bytes; 0 for embeddings and URLs
+        _field("size", pa.uint32()),
         _field("caption", pa.string()),
         _field("url", pa.string(), null=True),
         _field("width", pa.uint32(), null=True),
@@ -46,8 +48,12 @@ SAMPLES = pa.schema(
         _field("similarity", pa.float64(), null=True),  # as published with the source
         _field("punsafe", pa.float64(), null=True),
         _field("pwatermark", pa.float64(), null=True),
+        _field("aesthetic", pa.float64(), null=True),
         _field("nsfw", pa.string(), null=True),
         _field("hash", pa.int64(), null=True),  # LAION's join key: murmur hash of url + caption
+        # of the original image's bytes, as published with the source
+        _field("published_md5", pa.binary(16), null=True),
+        _field("published_sha256", pa.binary(32), null=True),
         _field("clip_score", pa.float64(), null=True),  # only when the source brings embeddings
         _field("extra", pa.string(), null=True),  # JSON object: every other source column as given
     ]

@@ -49,6 +49,9 @@ class FilterConfig(Strict):
     """Published probability of unsafe content, 0..1."""
     drop_above_pwatermark: float | None = Field(default=None, ge=0, le=1)
     """Published probability of a watermark, 0..1."""
+    drop_below_aesthetic: float | None = None
+    """Published aesthetic score, about 1..10; LAION-Aesthetics keeps 4.5 and above, and 5, 6 or 6.5
+    for its smaller sets."""
     drop_nsfw_tags: list[str] = []
     """Published NSFW tags to drop, e.g. [NSFW, UNSURE]; case does not matter."""
     drop_below_pixel_std: float = Field(default=0.0, ge=0, le=127.5)
@@ -83,15 +86,17 @@ def rules_of(config: FilterConfig) -> list[Rule]:
         ("side_below", config.min_side, shorter_side),
         ("caption_chars_below", config.min_caption_chars, caption_chars),
         ("caption_words_below", config.min_caption_words, caption_words),
-        ("pixel_std_below", config.drop_below_pixel_std, pixel_std),
     )
-    rules = [Rule(reason, cut, score, drop_above=False) for reason, cut, score in below[:3] if cut]
+    rules = [Rule(reason, cut, score, drop_above=False) for reason, cut, score in below if cut]
     rules += [
         Rule(reason, cut, score, drop_above=True) for reason, cut, score in above if cut is not None
     ]
+    if (worst := config.drop_below_aesthetic) is not None:
+        rules.append(Rule("aesthetic_below", worst, aesthetic, drop_above=False))
     if config.drop_nsfw_tags:
         rules.append(Rule("nsfw_tag", 0.5, nsfw_tag(config.drop_nsfw_tags), drop_above=True))
-    rules += [Rule(reason, cut, score, drop_above=False) for reason, cut, score in below[3:] if cut]
+    if least := config.drop_below_pixel_std:
+        rules.append(Rule("pixel_std_below", least, pixel_std, drop_above=False))
     return rules
 
 
@@ -124,6 +129,11 @@ def punsafe(samples: pl.DataFrame) -> pl.Series:
 def pwatermark(samples: pl.DataFrame) -> pl.Series:
     """Return the published probability of a watermark."""
     return samples["pwatermark"]
+
+
+def aesthetic(samples: pl.DataFrame) -> pl.Series:
+    """Return the published aesthetic score."""
+    return samples["aesthetic"]
 
 
 def nsfw_tag(tags: list[str]) -> Callable[[pl.DataFrame], pl.Series]:
