@@ -44,15 +44,16 @@ class SourceConfig(Strict):
     """url_table only: rows of a file that make one shard, as img2dataset's number_sample_per_shard;
     the last of a file may be smaller. Numbered on over the files."""
     swapped_sizes: Literal["auto"] | bool = "auto"
-    """url_table only: whether WIDTH and HEIGHT stand for each other, as in LAION-400M and the base
-    LAION-2B tables. auto: by the columns of those (SAMPLE_ID, URL, TEXT, HEIGHT, WIDTH, LICENSE)."""
+    """url_table only: whether WIDTH and HEIGHT stand for each other, as in the base tables of
+    LAION-400M and LAION-2B. auto: when a table has the columns of those (SAMPLE_ID, URL, TEXT,
+    HEIGHT, WIDTH, LICENSE)."""
     laion_hash: bool = False
     """url_table only: compute LAION's `hash` of URL and caption as given; where the source has one,
     compare, and count what differs in the record's notes."""
-    join: list[Annotated[str, StringConstraints(min_length=1)]] = []
-    """url_table only: parquet tables (folders, globs, braces or "::" lists) of scores and digests to
-    join by `hash` where they have one, else by URL: punsafe, pwatermark, aesthetic, similarity, md5,
-    sha256. They fill what the source lacks. Every part reads them once: raise shards_per_part."""
+    join: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """url_table only: parquet tables (each a folder, glob, braces or "::" list) that bring punsafe,
+    pwatermark, aesthetic, similarity, md5 or sha256, joined by `hash` where they have one, else by
+    URL. They fill what the source lacks. Every part reads them once: raise shards_per_part."""
     max_caption_characters: int = Field(default=10_000, ge=1)
     """url_table only: longer captions are cut, and the verdict says so."""
     max_url_characters: int = Field(default=8_192, ge=1)

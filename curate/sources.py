@@ -2,20 +2,23 @@
 
     webdataset, img2dataset   tar shards of image + caption    -> curate/media/tar_source.py
     clip_retrieval            published CLIP embeddings         -> curate/vectors/published.py
+    url_table                 URLs and captions, no images yet  -> curate/rows/url_source.py
     llava_json                conversations in JSON files       -> curate/rows/llava_source.py
 
 `shard_index` is a shard's position in the source's list (numeric suffix, then name), so a shard
-appended later is numbered on and no other uid changes.
+appended later is numbered on and no other uid changes. Of tables of URLs the shards are slices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from curate.rows import llava_source
+from curate.rows import llava_source, url_source
 from curate.source_config import SourceConfig
 from manifests import paths
+from manifests.strict import Strict
 from manifests.work import Item, Output, View, part_name
 
 SOURCE_SUFFIX = {"webdataset": ".tar", "img2dataset": ".tar", "clip_retrieval": ".npy"}
@@ -35,6 +38,8 @@ def shards_of(source: SourceConfig) -> tuple[str, tuple[str, ...]]:
         from curate.vectors import published
 
         return published.shards(source.location)
+    if source.is_urls:
+        return url_source.files_of(source)
     root, names = paths.expand(source.location, suffix=SOURCE_SUFFIX[source.kind])
     return root, tuple(names)
 
@@ -59,12 +64,22 @@ def identity(source: SourceConfig) -> list[list[Any]]:
         llava_source.forget_listing()
         return [[one.shard, *paths.identity_of(one.path)] for one in llava_source.files_of(source)]
     shards_of.cache_clear()
+    if source.is_urls:
+        return url_source.identity(source)
     if source.is_embeddings:
         from curate.vectors import published
 
         published.forget_listing()
     root, names = shards_of(source)
-    return [[name, *paths.identity_of(paths.join(root, name))] for name in _identity_names(source, root, names)]
+    return [
+        [name, *paths.identity_of(paths.join(root, name))]
+        for name in _identity_names(source, root, names)
+    ]
+
+
+def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
+    """Return what a person should know of the source before a run uses it."""
+    return url_source.warnings(source, sections) if source.is_urls else []
 
 
 def plan(view: View) -> list[Item]:
@@ -72,6 +87,8 @@ def plan(view: View) -> list[Item]:
     source = source_of(view)
     if source.is_conversations:
         return llava_source.plan(source)
+    if source.is_urls:
+        return url_source.plan(source)
     root, names = shards_of(source)
     if source.is_embeddings:
         from curate.vectors import published
@@ -87,6 +104,8 @@ def work(view: View, item: Item) -> Output:
     source = source_of(view)
     if source.is_conversations:
         return llava_source.ingest_part(source, item.payload)
+    if source.is_urls:
+        return url_source.ingest_part(source, item.payload)
     root = root_of(view)
     shards = list(enumerate(item.payload["shards"], start=item.payload["first_shard_index"]))
     if source.is_embeddings:

@@ -105,7 +105,7 @@ def size_of(path: str) -> int | None:
 
 
 def identity_of(path: str) -> list[Any]:
-    """Return [size in bytes, ETag or modification time] of a file, [None, None] of a missing one."""
+    """Return [size in bytes, ETag or modification time] of a file; [None, None] when missing."""
     fs, local = filesystem(path)
     try:
         info = fs.info(local)
@@ -162,7 +162,7 @@ def shard_order(names: Iterable[str]) -> list[str]:
 def expand(pattern: str, *, suffix: str | tuple[str, ...]) -> tuple[str, list[str]]:
     """Return (root, names below the root in shard order) of the shards that a pattern means.
 
-    A pattern is a folder (all files in it that end with `suffix`, or one of them), a glob, WebDataset braces
+    A pattern is a folder (all files in it that end with `suffix`), a glob, WebDataset braces
     ("data/{00000..00099}.tar") or several of these joined by "::". The root is the longest common
     folder, so that names do not change when the whole data set moves. A path that exists as it is
     written is taken so, whatever marks it holds. A shard named twice is one shard.

@@ -34,6 +34,11 @@ class Progress:
         self._event("stage_reused", stage, fingerprint=record["fingerprint"])
         self._say(f"{stage}: reused, {_counts(Tally.from_json(record))}")
 
+    def warned(self, stage: str, text: str) -> None:
+        """Something that a person should know before the stage reads what it reads."""
+        self._event("warning", stage, message=text)
+        self._say(f"WARNING: {stage}: {text}.")
+
     def phase_started(self, stage: str, *, num_items: int, num_done: int) -> None:
         """Items are about to run; `num_done` of them were finished before."""
         self._event("phase_started", stage, items=num_items, done=num_done)

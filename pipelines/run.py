@@ -97,6 +97,9 @@ def run_stage(
     link: Link, before: Sequence[Link], recipe: Recipe, executor: Executor, progress: Progress
 ) -> None:
     """Make one stage, or go on with it, unless it is finished. Raises: as `run` does."""
+    warnings = link.stage.warn(link.view.config, recipe.sections)
+    for text in warnings:
+        progress.warned(link.stage.name, text)
     record = link.directory.record()
     if record is not None:
         if record["fingerprint"] != link.mark:
@@ -134,7 +137,7 @@ def run_stage(
         config=link.config,
         inputs=link.inputs,
         markers=markers,
-        run_facts=_run_facts(executor, started),
+        run_facts={**_run_facts(executor, started), "warnings": warnings},
     )
     write_record(link.directory, record)
     progress.stage_done(link.stage.name, record)

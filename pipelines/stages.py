@@ -49,6 +49,8 @@ class Stage:
     derive: name of the module's function (section, all sections -> config), where the stage's
     config is less than its section, so that a change of the rest makes nothing anew.
     identity: name of the module's function (config -> JSON) that says what outside files are read.
+    warnings: name of the module's function (config, all sections -> texts) that says what a person
+    should know of those files: shown before the stage runs, and kept in its record.
     wants_gpu: a worker gets a GPU where the cluster has any.
     caches_model: its workers keep a model in memory, so other stages get workers of their own.
     uses_seed: the recipe's seed changes the result, so it enters the fingerprint.
@@ -65,6 +67,7 @@ class Stage:
     section: str | None = None
     derive: str | None = None
     identity: str | None = None
+    warnings: str | None = None
     wants_gpu: bool = False
     caches_model: bool = False
     uses_seed: bool = False
@@ -102,6 +105,10 @@ class Stage:
         """Return what the outside files that this stage reads are, or None."""
         return self.function(self.identity)(config) if self.identity else None
 
+    def warn(self, config: Strict, sections: Mapping[str, Strict]) -> list[str]:
+        """Return what a person should know before this stage runs with this config."""
+        return self.function(self.warnings)(config, sections) if self.warnings else []
+
     def function(self, name: str) -> Callable[..., Any]:
         """Return a function of the stage's module."""
         found: Callable[..., Any] = getattr(importlib.import_module(self.module), name)
@@ -109,7 +116,15 @@ class Stage:
 
 
 _ROWS = (
-    Stage("ingest", "curate.sources", "SourceConfig", "SAMPLES", "map", identity="identity"),
+    Stage(
+        "ingest",
+        "curate.sources",
+        "SourceConfig",
+        "SAMPLES",
+        "map",
+        identity="identity",
+        warnings="warnings",
+    ),
     Stage("filter", "curate.rows.filters", "FilterConfig", "VERDICTS", "map"),
     Stage(
         "download",

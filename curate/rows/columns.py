@@ -2,8 +2,8 @@
 
 LAION, img2dataset, clip-retrieval and DataComp name the same things differently and type them
 differently; everything that SAMPLES has no column for is kept as given in `extra`, a JSON object.
-A number that is missing, not finite or not a number becomes null: unknown, never 0. A digest that is
-none becomes null too, and stays in `extra`.
+A number that is missing, not finite or not a number becomes null: unknown, never 0. A digest that
+is none becomes null too, and stays in `extra`.
 """
 
 from __future__ import annotations

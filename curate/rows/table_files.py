@@ -5,7 +5,8 @@
     csv, tsv, txt, jsonl, json  also as .gz; bytes are kept as they are, UTF-8 or not
 
 One file is open at a time in a process, and stays open between calls: parts that follow each other
-read it once in all. Memory stays at a few blocks, whatever the file's size. Empty lines are no rows.
+read it once in all. Memory stays at a few blocks, whatever the file's size. Empty lines are no
+rows.
 """
 
 from __future__ import annotations

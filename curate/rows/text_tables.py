@@ -1,7 +1,7 @@
 """Tables written as text: csv, tsv, one URL a line, JSON Lines, JSON arrays.
 
-Values come as bytes, UTF-8 or not. A row that is no row of its table keeps its place and number, and
-says what is wrong with it.
+Values come as bytes, UTF-8 or not. A row that is no row of its table keeps its place and number,
+and says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -213,16 +213,12 @@ def _json_batch(texts: list[bytes]) -> Batch:
     extra: list[str | None] = [None] * len(texts)
     for at, text in enumerate(texts):
         try:
-            row = _json_object(text)
+            row, extra[at] = _json_row(text)
         except ValueError as error:
             bad[at] = ("bad_json", str(error)[:SHOWN_CHARACTERS])
             continue
-        chosen = _chosen(tuple(k for k, v in row.items() if not isinstance(v, dict | list)))
-        for column, name in chosen.items():
-            columns.setdefault(column, [None] * len(texts))[at] = row[name]
-        taken = set(chosen.values())
-        if rest := {k: v for k, v in row.items() if k not in taken}:
-            extra[at] = json_text(rest)
+        for column, value in row.items():
+            columns.setdefault(column, [None] * len(texts))[at] = value
     columns.setdefault("url", [None] * len(texts))
     table = pa.table({name: _json_column(values) for name, values in columns.items()})
     return Batch(table, bad, extra)
@@ -233,20 +229,30 @@ def _chosen(names: tuple[str, ...]) -> dict[str, str]:
     return choose(names, URL_ALIASES)
 
 
+def _json_row(text: bytes) -> tuple[dict[str, Any], str | None]:
+    """Return (values by SAMPLES column, JSON text of the rest or None) of a row.
+
+    Raises: ValueError for what is no JSON object, or is nested too deeply.
+    """
+    try:
+        row = _json_object(text)
+        chosen = _chosen(tuple(k for k, v in row.items() if not isinstance(v, dict | list)))
+        taken = set(chosen.values())
+        rest = {k: v for k, v in row.items() if k not in taken}
+        return {k: row[name] for k, name in chosen.items()}, json_text(rest) if rest else None
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _json_object(text: bytes) -> dict[str, Any]:
-    """Return a row's object. Raises: ValueError, also for one that is nested too deeply."""
     if text == _TOO_LONG:
         raise ValueError(_too_long())
     try:
-        try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:  # Python reads lone surrogates and NaN, and mended bytes
-            value = json.loads(text.decode("utf-8", errors="surrogateescape"))
-        if isinstance(value, dict):
-            json_text(value)  # what cannot be kept as text cannot be a row
-            return value
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:  # Python reads lone surrogates, NaN, and bytes that are no UTF-8
+        value = json.loads(text.decode("utf-8", errors="surrogateescape"))
+    if isinstance(value, dict):
+        return value
     raise ValueError(f"a row is a JSON object, not {str(text[:80], 'utf-8', 'replace')}")
 
 

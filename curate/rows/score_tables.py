@@ -1,0 +1,181 @@
+"""Published scores and digests of rows that other tables have: joined by LAION's hash, or by URL.
+
+Of several values for one row the one counts that is least in the row's favour: the largest punsafe
+and pwatermark, the smallest of the other scores. Memory: a part's rows and a batch of the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import mmh3
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.rows import table_files
+from curate.rows.columns import DIGEST_BYTES, choose, typed_columns
+from curate.rows.foreign import tame
+from manifests import paths
+from manifests.errors import UserError
+from manifests.schemas import SAMPLES, conform
+
+_WORST = {
+    "punsafe": np.fmax,
+    "pwatermark": np.fmax,
+    "aesthetic": np.fmin,
+    "similarity": np.fmin,
+}
+JOINED = (*_WORST, *DIGEST_BYTES)
+"""The SAMPLES columns that a table may bring."""
+
+
+@lru_cache(maxsize=8)
+def tables_of(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the paths of the tables that the patterns mean. Raises: UserError."""
+    found = []
+    for pattern in patterns:
+        root, names = paths.expand(pattern, suffix=".parquet")
+        found += [paths.join(root, name) for name in names]
+    return tuple(found)
+
+
+def columns_of(path: str) -> dict[str, str]:
+    """Return SAMPLES column -> the table's column, of the join's key and what the table brings.
+
+    Raises: UserError when the table has no key or nothing to bring.
+    """
+    found = choose(table_files.column_names(path))
+    key = "hash" if "hash" in found else "url"
+    brought = {column: found[column] for column in JOINED if column in found}
+    if key not in found or not brought:
+        raise UserError(
+            f"{path} cannot be joined.",
+            f"It needs a column hash or url, and one of {', '.join(JOINED)}.",
+            "Take it out of source.join.",
+        )
+    return {key: found[key], **brought}
+
+
+def joined(samples: pa.Table, tables: Sequence[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Return (SAMPLES with nulls filled from the tables, figures of it).
+
+    The figures: rows, matched and unmatched, and filled: column -> values that came from a table.
+    """
+    keys = {"hash": _Keys(_known_hashes(samples)), "url": _Keys(_url_hashes(samples["url"]))}
+    urls = samples.column("url").to_pylist()
+    brought = {column: _Values(column, samples.num_rows) for column in JOINED}
+    matched = np.zeros(samples.num_rows, np.bool_)
+    for path in tables:
+        chosen = columns_of(path)
+        key = next(iter(chosen))
+        for batch in _batches(path, list(chosen.values())):
+            rows, hits = keys[key].matches(_keys_of(batch, key, chosen[key]))
+            if key == "url":  # two URLs may have one hash
+                given = tame(batch.column(chosen["url"])).take(pa.array(hits)).to_pylist()
+                same = np.array([urls[r] == g for r, g in zip(rows, given, strict=True)], np.bool_)
+                rows, hits = rows[same], hits[same]
+            matched[rows] = True
+            _bring(batch.take(pa.array(hits)), chosen, rows, brought)
+    return _filled(samples, brought, matched)
+
+
+class _Keys:
+    """The keys of a part's rows, to look others up in."""
+
+    def __init__(self, keys: npt.NDArray[np.int64]) -> None:
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
+
+    def matches(self, keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return (rows of the part, positions in `keys`) of each pair with one key."""
+        first = np.searchsorted(self._sorted, keys, "left")
+        count = np.searchsorted(self._sorted, keys, "right") - first
+        hits = np.repeat(np.arange(len(keys)), count)
+        within = np.arange(len(hits)) - np.repeat(np.cumsum(count) - count, count)
+        return self._order[np.repeat(first, count) + within], hits
+
+
+class _Values:
+    """What the tables bring for one column, row by row."""
+
+    def __init__(self, column: str, num_rows: int) -> None:
+        self._worst = _WORST.get(column)
+        self._type = SAMPLES.field(column).type
+        self._numbers = np.full(num_rows, np.nan)
+        self._digests: dict[int, bytes] = {}
+
+    def add(self, rows: npt.NDArray[Any], values: pa.Array) -> None:
+        """Take values for rows; a row may come twice."""
+        if self._worst is not None:
+            numbers = pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False)
+            self._worst.at(self._numbers, rows, numbers)
+            return
+        for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
+            if value is not None:
+                self._digests[row] = min(value, self._digests.get(row, value))
+
+    def array(self) -> pa.Array:
+        """Return the values, null where there is none."""
+        if self._worst is not None:
+            return pa.array(self._numbers, mask=np.isnan(self._numbers))
+        found = [self._digests.get(row) for row in range(len(self._numbers))]
+        return pa.array(found, self._type)
+
+
+def _known_hashes(samples: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the rows' hashes; a row without one never matches, or one time in 2^64."""
+    return np.asarray(pc.fill_null(samples.column("hash"), 0).to_numpy(), np.int64)
+
+
+def _url_hashes(urls: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    values = (mmh3.hash64(one or b"", 0, signed=True)[0] for one in _as_bytes(urls))
+    return np.fromiter(values, np.int64, len(urls))
+
+
+def _as_bytes(texts: pa.ChunkedArray) -> list[bytes | None]:
+    return list(tame(texts).cast(pa.binary()).to_pylist())
+
+
+def _keys_of(batch: pa.Table, key: str, name: str) -> npt.NDArray[np.int64]:
+    if key == "url":
+        return _url_hashes(batch.column(name))
+    typed, _ = typed_columns(batch.select([name]), {"hash": name})
+    return np.asarray(pc.fill_null(typed["hash"], 0).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _bring(
+    batch: pa.Table,
+    chosen: Mapping[str, str],
+    rows: npt.NDArray[Any],
+    brought: Mapping[str, _Values],
+) -> None:
+    columns = {column: name for column, name in chosen.items() if column in brought}
+    typed, _ = typed_columns(batch.select(list(columns.values())), columns)
+    for column, values in typed.items():
+        brought[column].add(rows, values)
+
+
+def _filled(
+    samples: pa.Table, brought: Mapping[str, _Values], matched: npt.NDArray[np.bool_]
+) -> tuple[pa.Table, dict[str, Any]]:
+    filled = {}
+    for column, values in brought.items():
+        at = samples.schema.get_field_index(column)
+        before = samples.column(column)
+        after = pc.coalesce(before, values.array())
+        filled[column] = before.null_count - after.null_count
+        samples = samples.set_column(at, SAMPLES.field(column), after)
+    num = int(matched.sum())
+    figures = {"rows": len(matched), "matched": num, "unmatched": len(matched) - num}
+    return conform(samples, SAMPLES), figures | {"filled": {k: n for k, n in filled.items() if n}}
+
+
+def _batches(path: str, columns: list[str]) -> Any:
+    with table_files.opened(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(table_files.BATCH_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])

@@ -1,0 +1,174 @@
+"""Tables of URLs -> SAMPLES, by shards of `rows_per_shard` rows, as img2dataset numbers them.
+
+Each file is cut into slices of that many rows, the last may be smaller; slices are numbered on over
+the files, in shard order. Slice n is img2dataset's shard n where it reads the files in the same
+order (it sorts by name: the same for names whose numbers have leading zeros).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from curate.rows import laion, score_tables, table_files
+from curate.rows.columns import URL_ALIASES, choose
+from curate.rows.url_rows import Made, Place, samples_of
+from curate.source_config import SourceConfig
+from manifests import paths
+from manifests.errors import PartDamaged, UserError
+from manifests.schemas import QUARANTINE, SAMPLES, VERDICTS, empty
+from manifests.strict import Strict
+from manifests.work import Item, Output, part_name
+
+_NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
+_NO_CEILING = (
+    "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
+    "0.5, and calls 0.45 and below safe. Set filter.drop_above_punsafe: 0.45"
+)
+
+
+@lru_cache(maxsize=8)
+def files_of(source: SourceConfig) -> tuple[str, tuple[str, ...]]:
+    """Return (root, names below it in shard order) of a source's tables.
+
+    Raises: UserError when there is none, or a folder has tables of several forms.
+    """
+    root, names = paths.expand(source.location, suffix=table_files.SUFFIXES)
+    names = [name for name in names if not name.endswith(_NOT_TABLES)]
+    forms = sorted({table_files.form_of(name) for name in names})
+    fs, local = paths.filesystem(source.location)
+    if len(forms) > 1 and fs.isdir(local):
+        raise UserError(
+            f"{source.location!r} holds files of several forms: {', '.join(forms)}.",
+            "They may be the same table twice.",
+            f"Say which: {paths.join(source.location, '*.' + forms[0])}, or a list with '::'.",
+        )
+    return root, tuple(names)
+
+
+def identity(source: SourceConfig) -> list[list[Any]]:
+    """Return [name, size, modification time] of each table, and of each that is joined."""
+    files_of.cache_clear()
+    names_in.cache_clear()
+    score_tables.tables_of.cache_clear()
+    table_files.close()
+    root, names = files_of(source)
+    found = [[name, *paths.identity_of(paths.join(root, name))] for name in names]
+    joined = score_tables.tables_of(source.join)
+    return found + [[paths.name_of(path), *paths.identity_of(path)] for path in joined]
+
+
+@lru_cache(maxsize=1 << 16)
+def names_in(path: str) -> tuple[str, ...]:
+    """Return the names of a table's columns; of JSON none. Raises: UserError."""
+    return tuple(table_files.column_names(path))
+
+
+def plan(source: SourceConfig) -> list[Item]:
+    """One item per part: `shards_per_part` consecutive slices, of one file or several.
+
+    Raises: UserError for a file that cannot be read or has no URLs, and for what cannot be joined.
+    """
+    root, names = files_of(source)
+    for name in names:
+        _check_columns(source, paths.join(root, name))
+    counts = [table_files.count_rows(paths.join(root, name)) for name in names]
+    slices = list(_slices(names, counts, source.rows_per_shard))
+    starts = range(0, len(slices), source.shards_per_part)
+    if not slices:
+        raise UserError(f"{source.location!r} has no rows.", "Its tables are empty.", "Check them.")
+    step = source.shards_per_part
+    return [_item(part, first, slices[first : first + step]) for part, first in enumerate(starts)]
+
+
+def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
+    """Read one part. Raises: PartDamaged when a file is no longer what was planned."""
+    made = list(_made(source, payload))
+    samples = pa.concat_tables([empty(SAMPLES), *(one.samples for one in made)])
+    counts = sum((one.counts for one in made), Counter[str]())
+    notes: dict[str, Any] = {name: num for name, num in sorted(counts.items()) if num}
+    tables = score_tables.tables_of(source.join)
+    if tables:
+        samples, notes["joined"] = score_tables.joined(samples, tables)
+    return Output(
+        files={f"{part_name(payload['part'])}.parquet": samples},
+        verdicts=pa.concat_tables([empty(VERDICTS), *(one.verdicts for one in made)]),
+        quarantine=pa.concat_tables([empty(QUARANTINE), *(one.quarantine for one in made)]),
+        notes=notes,
+    )
+
+
+def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
+    """Return what a person should know of these tables before they are used."""
+    root, names = files_of(source)
+    tables = {name: names_in(paths.join(root, name)) for name in names}
+    found = []
+    old = [name for name, columns in tables.items() if laion.is_withdrawn(columns)]
+    if old:
+        shown = old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more"
+        found.append(laion.WITHDRAWN.format(shown=shown))
+    every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
+    has_punsafe = any("punsafe" in choose(columns) for columns in every)
+    ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
+    return found + ([_NO_CEILING] if has_punsafe and ceiling is None else [])
+
+
+def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:
+    root, names = files_of(source)
+    for name, first_row, num_rows, shard_index in payload["spans"]:
+        if name not in names:
+            raise PartDamaged(f"{name} is gone from the source.")
+        row = first_row
+        for batch in table_files.read_rows(paths.join(root, name), first_row, num_rows):
+            shard = shard_index + (row - first_row) // source.rows_per_shard
+            yield samples_of(batch, Place(name, row, shard, source.rows_per_shard), source)
+            row += batch.num_rows
+
+
+def _check_columns(source: SourceConfig, path: str) -> None:
+    """Check that a table has URLs, and what the joins need. Raises: UserError."""
+    if table_files.form_of(path) in ("json", "jsonl"):
+        return  # each row has its own
+    columns = choose(names_in(path), URL_ALIASES)
+    if "url" not in columns:
+        raise UserError(
+            f"{path} has no column of URLs.",
+            f"Its columns: {', '.join(names_in(path))[:500]}.",
+            f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case.",
+        )
+    joined = score_tables.tables_of(source.join)
+    by_hash = any("hash" in score_tables.columns_of(table) for table in joined)
+    if by_hash and "hash" not in columns and not source.laion_hash:
+        raise UserError(
+            f"{path} has no column hash, by which tables are to be joined.",
+            "LAION's hash is computed only on request.",
+            "Set source.laion_hash: true.",
+        )
+
+
+def _slices(
+    names: tuple[str, ...], counts: list[int], rows_per_shard: int
+) -> Iterator[tuple[str, int, int]]:
+    """Yield (file, first row, rows) of each slice."""
+    for name, count in zip(names, counts, strict=True):
+        for first in range(0, count, rows_per_shard):
+            yield name, first, min(rows_per_shard, count - first)
+
+
+def _item(part: int, first_shard: int, slices: list[tuple[str, int, int]]) -> Item:
+    """Return the item of consecutive slices; those of one file are read as one span."""
+    spans: dict[str, list[Any]] = {}
+    for at, (name, first, rows) in enumerate(slices):
+        span = spans.setdefault(name, [name, first, 0, first_shard + at])
+        span[2] += rows
+    payload = {
+        "part": part,
+        "first_shard_index": first_shard,
+        "shards": [name for name, _, _ in slices],
+        "spans": list(spans.values()),
+    }
+    return Item(part_name(part), payload, float(sum(rows for _, _, rows in slices)))
