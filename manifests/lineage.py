@@ -15,6 +15,10 @@ from manifests.work import StageDir
 
 _MAX_UID = 2**64
 _WRITES_SHARDS = ("assemble", "mix")
+_OF_DOWNLOAD = (  # columns of its shards' parquets
+    *("error_message", "http_code", "final_url", "num_attempts", "hash_check"),
+    *("original_width", "original_height"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,9 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     quarantined = find(directory.files("quarantine"), uid)
     if quarantined:
         found["detail"] = quarantined["detail"]
+    if directory.stage == "download":
+        row = find(directory.files("shards", prefix=""), uid) or {}
+        found |= {name: row[name] for name in _OF_DOWNLOAD if row.get(name) is not None}
     if directory.stage == "cluster":
         found |= find(directory.files(), uid) or {}
     if directory.stage == "embed":

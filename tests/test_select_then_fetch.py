@@ -66,7 +66,7 @@ def image_of(shards: Path, row: dict[str, Any]) -> bytes:
 def publish(folder: Path, server: UrlServer) -> Path:
     """Embed a world, serve its images, and return its vectors as a published set.
 
-    Rows of odd uid have no hash; of those whose uid ends in 3, the caption was rewritten since.
+    Rows of odd key have no hash; of those whose key ends in 3, the caption was rewritten since.
     """
     world = make_world(folder / "world", num_pairs=PAIRS, samples_per_shard=PER_SHARD)
     embed = {"model": "warren:demo/model"}
@@ -79,9 +79,9 @@ def publish(folder: Path, server: UrlServer) -> Path:
         for row in rows:
             image = image_of(world.shards_dir, row)
             server.files[f"/{row['key']}"] = image
-            row["sha256"] = None if row["uid"] % 2 else hashlib.sha256(image).hexdigest()
+            row["sha256"] = None if int(row["key"]) % 2 else hashlib.sha256(image).hexdigest()
             row["url"] = server.url(f"/{row['key']}")
-            row["caption"] = OTHER_CAPTION if row["uid"] % 10 == 3 else row["caption"]
+            row["caption"] = OTHER_CAPTION if row["key"].endswith("3") else row["caption"]
         names = ("key", "caption", "url", "width", "height", "sha256", "punsafe")
         table = pa.table({name: [row[name] for row in rows] for name in names})
         pq.write_table(table, path)
@@ -99,13 +99,13 @@ def replaced(image: bytes, sides: tuple[int, int] | None) -> bytes:
 
 def disturb(server: UrlServer, coreset: pl.DataFrame) -> dict[str, int]:
     """Lose and replace winners' files; return what was done -> the uid."""
-    uids = coreset["uid"].to_list()
-    odd = [uid for uid in uids if uid % 2 and coreset_caption(coreset, uid) != OTHER_CAPTION]
-    even = [uid for uid in uids if uid % 2 == 0]
-    rewritten = [uid for uid in uids if coreset_caption(coreset, uid) == OTHER_CAPTION]
-    fate = dict(zip(("lost", "html", "other", "resized"), odd[:4], strict=True))
-    fate |= {"other_hash": even[0], "rewritten": rewritten[0]}
-    path = {name: "/" + key_of(coreset, uid) for name, uid in fate.items()}
+    rows = coreset.select("uid", "key", "caption").rows()
+    unhashed = [uid for uid, key, text in rows if int(key) % 2 and text != OTHER_CAPTION]
+    fate = dict(zip(("lost", "html", "other", "resized"), unhashed[:4], strict=True))
+    fate["other_hash"] = next(uid for uid, key, _ in rows if int(key) % 2 == 0)
+    fate["rewritten"] = next(uid for uid, _, text in rows if text == OTHER_CAPTION)
+    keys = dict(coreset.select("uid", "key").rows())
+    path = {name: f"/{keys[uid]}" for name, uid in fate.items()}
     del server.files[path["lost"]]
     server.files[path["html"]] = b"<html>gone</html>"
     for name in ("other", "other_hash"):
@@ -116,18 +116,10 @@ def disturb(server: UrlServer, coreset: pl.DataFrame) -> dict[str, int]:
     return fate
 
 
-def key_of(coreset: pl.DataFrame, uid: int) -> str:
-    return str(coreset.row(by_predicate=pl.col("uid") == uid, named=True)["key"])
-
-
-def coreset_caption(coreset: pl.DataFrame, uid: int) -> str:
-    return str(coreset.row(by_predicate=pl.col("uid") == uid, named=True)["caption"])
-
-
 def run_recipe(vectors: Path, out: Path, *more: str) -> None:
     values = {
         "source.path": vectors,
-        "cluster.num_clusters": 6,
+        "cluster.num_clusters": 4,
         "select.clip_band": "[0.1, 0.9]",
         "select.centroid_band": "[0.0, 1.0]",
         "select.num_samples": WINNERS,

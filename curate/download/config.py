@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from curate.download.content import ImageLimits
 from curate.download.fetch_config import FetchConfig
@@ -30,6 +30,11 @@ PATIENCE = (
 enters no fingerprint: a run that stopped goes on with other patience where it was."""
 
 
+def _yaml_no(value: Any) -> Any:
+    """Return "no" for what YAML makes of a bare no: false."""
+    return "no" if value is False else value
+
+
 class DownloadConfig(FetchConfig, ImageLimits):
     """Fetching, which images are wanted, and what becomes of them.
 
@@ -41,7 +46,7 @@ class DownloadConfig(FetchConfig, ImageLimits):
         {"blocked_urls", "blocked_domains", "blocked_images"}
     )
 
-    resize: ResizeMode = "keep_ratio"
+    resize: Annotated[ResizeMode, BeforeValidator(_yaml_no)] = "keep_ratio"
     """keep_ratio: the shorter side becomes `image_size`; keep_ratio_largest: the longer side;
     center_crop: as keep_ratio, then the middle square; border: as keep_ratio_largest, then white up
     to the square; no: as it came."""

@@ -27,7 +27,7 @@ class Fetched(NamedTuple):
     data: bytes | None
     http_code: int | None  # of the last answer
     final_url: str | None  # the last one asked, normalised
-    num_attempts: int  # 0 where nothing was asked
+    num_attempts: int  # 0 where the URL alone was refused
     sha256: bytes | None  # of the bytes received, also where they mismatch
     md5: bytes | None  # computed only where one was wanted
     hash_check: HashCheck

@@ -21,6 +21,8 @@ from curate.download.statuses import TRANSIENT, Status
 _FILES_AHEAD = 2
 """Files per thread that wait to be encoded."""
 
+_ROWS_AT_ONCE = 1024
+_WANTED = ("uid", "url", "published_md5", "published_sha256")
 Prepared = Stored | Refused
 
 
@@ -30,33 +32,27 @@ def settle(samples: pa.Table, config: DownloadConfig, journal: Journal) -> None:
     Args: samples: SAMPLES. Raises: UserError for a blocklist that is gone, or a full disk.
     """
     lists = blocklists.of(config)
-    wanted = _wanted(samples, journal, lists)
+    left: list[int] = []
+    for position, one in enumerate(wanted_rows(samples)):
+        if journal.is_settled(one.row):
+            continue
+        if lists.blocks_url(one.url):
+            _note(journal, _not_fetched(one), Refused(Status.BLOCKLISTED, "its URL is on a list"))
+        else:
+            left.append(position)
+    # the fetcher reads them in a thread of its own, so nothing here may touch the journal
+    wanted = wanted_rows(samples.take(pa.array(left, pa.int64())))
     for found, prepared in _prepared(fetch(wanted, config), config, lists):
         _note(journal, found, prepared)
 
 
 def wanted_rows(samples: pa.Table) -> Iterator[Wanted]:
     """Yield what to fetch of each SAMPLES row; its number is the uid."""
-    names = ("uid", "url", "published_md5", "published_sha256")
-    columns = [
-        samples.column(name).to_pylist()
-        if name in samples.column_names
-        else [None] * samples.num_rows
-        for name in names
-    ]
-    for uid, url, md5, sha256 in zip(*columns, strict=True):
-        yield Wanted(uid, url or "", md5, sha256)
-
-
-def _wanted(samples: pa.Table, journal: Journal, lists: Blocklists) -> Iterator[Wanted]:
-    """Yield what is to be fetched; what is on a list is settled here."""
-    for one in wanted_rows(samples):
-        if journal.is_settled(one.row):
-            continue
-        if lists.blocks_url(one.url):
-            _note(journal, _not_fetched(one), Refused(Status.BLOCKLISTED, "its URL is on a list"))
-            continue
-        yield one
+    has = [name for name in _WANTED if name in samples.column_names]
+    for first in range(0, samples.num_rows, _ROWS_AT_ONCE):
+        for row in samples.select(has).slice(first, _ROWS_AT_ONCE).to_pylist():
+            md5, sha256 = row.get("published_md5"), row.get("published_sha256")
+            yield Wanted(row["uid"], row["url"] or "", md5, sha256)
 
 
 def _not_fetched(wanted: Wanted) -> Fetched:

@@ -108,7 +108,7 @@ def _shards(view: View, samples: pa.Table, journal: Journal) -> list[Shard]:
 
 def _row_digits(view: View) -> int:
     source = source_of(view)
-    if source.kind == "url_table":
+    if source.is_urls:
         return layout.row_digits(source.rows_per_shard)
     return EMBEDDING_ROW_DIGITS
 
