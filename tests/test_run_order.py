@@ -1,4 +1,4 @@
-"""Two orders of one table: images are fetched first, or, with published embeddings, after select."""
+"""Two orders of one table: images come first, or, with published embeddings, after select."""
 
 from __future__ import annotations
 

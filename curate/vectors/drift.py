@@ -48,10 +48,10 @@ class DriftConfig(Strict):
     """How far an image may be from what was published of it. A limit that is null judges nothing.
 
     The defaults of the last two limits were measured with the demo world's model on 1,414 of its
-    images, scaled to 384 px (JPEG, quality 95) or written anew at quality 75: the cosine stays above
-    0.908 (99% above 0.966), the similarity within 0.096 (99% within 0.039). With the image of
-    another row the cosine is below 0.30 nine times in ten. A larger model on real photographs will
-    differ: flag first, and look at the scores.
+    images, scaled to 384 px (JPEG, quality 95) or written anew at quality 75: the cosine stays
+    above 0.908 (99% above 0.966), the similarity within 0.096 (99% within 0.039). With the image
+    of another row the cosine is below 0.30 nine times in ten. A larger model on real photographs
+    will differ: flag first, and look at the scores.
     """
 
     embed: EmbedConfig | None = None
