@@ -196,7 +196,8 @@ def _step_text(step: Row) -> str:
 def _evidence_text(one: Row) -> str:
     score = f" ({one['score']:.6g})" if "score" in one else ""
     more = f", one of {one['num_items']:,}" if one["num_items"] > 1 else ""
-    return f"           in {_printable(one['set'])}: {_printable(one['item'])} by {one['method']}{score}{more}"
+    item = f"{_printable(one['set'])}: {_printable(one['item'])}"
+    return f"           in {item} by {one['method']}{score}{more}"
 
 
 def _reasons(row: Row) -> str:
