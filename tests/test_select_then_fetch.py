@@ -32,7 +32,7 @@ from pipelines.demo.world import make_world
 
 PAIRS, PER_SHARD, WINNERS = 240, 80, 60
 OTHER_CAPTION = "a caption that was rewritten after the similarity was published"
-LATE = ["download", "drift", "assemble"]
+LATE = ["download", "drift", "decontaminate", "assemble"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def disturb(server: UrlServer, coreset: pl.DataFrame) -> dict[str, int]:
     unhashed = [uid for uid, key, text in rows if int(key) % 2 and text != OTHER_CAPTION]
     fate = dict(zip(("lost", "html", "other", "resized"), unhashed[:4], strict=True))
     fate["other_hash"] = next(uid for uid, key, _ in rows if int(key) % 2 == 0)
+    fate["leaked"] = unhashed[4]
     fate["rewritten"] = next(uid for uid, _, text in rows if text == OTHER_CAPTION)
     keys = dict(coreset.select("uid", "key").rows())
     path = {name: f"/{keys[uid]}" for name, uid in fate.items()}
@@ -128,6 +129,8 @@ def run_recipe(vectors: Path, out: Path, *more: str) -> None:
         "download.on_hash_mismatch": "flag",
         "download.allow_private_addresses": "true",
         "drift.embed": '{model: "warren:demo/model"}',
+        "decontaminate.sets": f"{{bench: {{images: {vectors.parent / 'bench'}}}}}",
+        "decontaminate.drop_above_similarity": "null",
         "assemble.samples_per_shard": 25,
     }
     sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
@@ -145,6 +148,10 @@ def select_then_fetch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fetc
         asked_before = list(server.asked)
         coreset = pl.read_parquet(out / "coreset.parquet")
         fate = disturb(server, coreset)
+        bench = vectors.parent / "bench"
+        bench.mkdir()
+        leaked = dict(coreset.select("uid", "key").rows())[fate["leaked"]]
+        (bench / "question-7.jpg").write_bytes(server.files[f"/{leaked}"])
         run_recipe(vectors, out)
         yield Fetched(
             out, server, list(server.asked), asked_before, fate, coreset, read_latest(str(out))
@@ -171,6 +178,8 @@ def test_what_became_of_each_winner_is_a_verdict(run: Fetched) -> None:
     other = run.verdict("drift", run.fate["other"])
     assert (other["reason"], other["cutoff"]) == ("image_drifted", 0.9)
     assert other["score"] < 0.9
+    leaked = run.verdict("decontaminate", run.fate["leaked"])
+    assert (leaked["keep"], leaked["reason"]) == (False, "contaminated:image_hash")
     rewritten = run.verdict("drift", run.fate["rewritten"])
     assert (rewritten["reason"], rewritten["cutoff"]) == ("similarity_drifted", 0.1)
     assert rewritten["score"] > 0.1
@@ -206,6 +215,8 @@ def test_a_lost_winner_tells_its_story(run: Fetched) -> None:
     assert last["num_attempts"] == 1
     found = CliRunner().invoke(main, ["why", str(run.out), str(run.fate["lost"])])
     assert "download dropped http_4xx (404)" in found.stdout
+    found = CliRunner().invoke(main, ["why", str(run.out), str(run.fate["leaked"])])
+    assert "question-7.jpg" in found.stdout
     (story,) = run.json("why", str(run.fate["resized"]))
     assert story["fate"] == "kept"
     assert [s["reason"] for s in story["steps"] if s["stage"] == "drift"] == [
