@@ -152,8 +152,8 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     if quarantined:
         found["detail"] = quarantined["detail"]
     if directory.stage == "download":
-        row = find(directory.files("shards", prefix=""), uid) or {}
-        found |= {name: row[name] for name in _OF_DOWNLOAD if row.get(name) is not None}
+        answer = find(directory.files("shards", prefix=""), uid) or {}
+        found |= {name: answer[name] for name in _OF_DOWNLOAD if answer.get(name) is not None}
     if directory.stage == "cluster":
         found |= find(directory.files(), uid) or {}
     if directory.stage == "embed":

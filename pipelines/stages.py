@@ -156,7 +156,6 @@ _ROWS = (
         "DriftConfig",
         "VERDICTS",
         "map",
-        derive="with_model",
         identity="identity",
         wants_gpu=True,
         caches_model=True,

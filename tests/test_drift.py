@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curate.vectors.drift import DriftConfig, judge, side_ratio, with_model
-from curate.vectors.embed import EmbedConfig
+from curate.vectors.drift import DriftConfig, judge, side_ratio
 
 QUIET = {
     "is_other_file": False,
@@ -91,10 +90,3 @@ def test_sides_are_compared_shorter_with_shorter(
     row = dict(zip(names, (*published, *fetched), strict=True))
     found = side_ratio(pl.DataFrame([row], schema=dict.fromkeys(names, pl.Float64)))
     assert found.to_list() == pytest.approx([ratio])
-
-
-def test_the_model_is_the_recipe_s_unless_the_section_names_one() -> None:
-    ours, theirs = (EmbedConfig(model=name) for name in ("a", "b"))
-    assert with_model(DriftConfig(), {"embed": theirs}).embed == theirs
-    assert with_model(DriftConfig(embed=ours), {"embed": theirs}).embed == ours
-    assert with_model(DriftConfig(), {}).embed is None

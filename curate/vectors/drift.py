@@ -55,8 +55,8 @@ class DriftConfig(Strict):
     """
 
     embed: EmbedConfig | None = None
-    """The model that made the published embeddings; None means recipe.embed's, and without that
-    the two similarities are not compared."""
+    """The model of the published embeddings or similarities (of LAION-400M's, ViT-B-32 by openai);
+    None: the last two rules judge nothing. recipe.embed is not taken for it: it may be another."""
     on_hash: Action | None = "drop"
     """What becomes of hash_drifted rows; null: they are not looked for."""
     drop_above_side_ratio: float | None = Field(default=1.05, ge=1)
@@ -82,14 +82,6 @@ class Rule(NamedTuple):
     fails: npt.NDArray[np.bool_]
     score: Float64s
     cutoff: float
-
-
-def with_model(section: DriftConfig, sections: Mapping[str, Strict]) -> DriftConfig:
-    """Return the stage's config: its model is the embed section's where it names none."""
-    given = sections.get("embed")
-    if section.embed is not None or not isinstance(given, EmbedConfig):
-        return section
-    return section.model_copy(update={"embed": given})
 
 
 def identity(config: DriftConfig) -> Any:
