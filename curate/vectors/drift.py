@@ -14,7 +14,6 @@ only flagged is kept, and its reason names the rules ("flagged:size_drifted").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
