@@ -77,6 +77,7 @@ class HostileServer:
     def __init__(self, host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None) -> None:
         self.host = host
         self.num_connections = 0
+        self.most_open = 0  # connections open at once
         self.requests: list[Request] = []
         self.times_asked: Counter[str] = Counter()
         self._tls = tls
@@ -163,6 +164,7 @@ class HostileServer:
         task = asyncio.current_task()
         assert task is not None
         self._peers.add(task)
+        self.most_open = max(self.most_open, len(self._peers))
         try:
             with suppress(*_BROKEN):
                 while await self._answered(reader, writer):

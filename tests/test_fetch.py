@@ -190,9 +190,10 @@ def test_who_asks_is_said_and_nothing_else_is_told() -> None:
     with HostileServer() as server:
         server.serve_bytes("/a", images.jpeg(), {"Set-Cookie": "id=1; Path=/"})
         fetched_all([server.url("/a")] * 3, CONFIG.model_copy(update={"concurrency": 1}))
-        assert server.num_connections == 1, "a connection is used again"
-        for request in server.requests:
+        assert server.num_connections == 2, "one for a new host, one for all that follow"
+        for number, request in enumerate(server.requests):
             assert request.headers.pop("host") == f"127.0.0.1:{server.port}"
+            assert request.headers.pop("connection", "") == ("" if number else "close")
             assert request.headers == {
                 "user-agent": CONFIG.user_agent,
                 "accept": "image/*, */*;q=0.5",
@@ -220,6 +221,17 @@ def test_a_server_is_not_asked_by_more_connections_than_allowed() -> None:
         found = fetched_all([url] * 40, config)  # 2 s in all
     assert {one.status for one in found} == {Status.OK}
     assert most == [2]
+
+
+def test_hosts_that_are_asked_once_keep_no_connection() -> None:
+    """Their server would keep each open; a process may have about a thousand."""
+    with HostileServer() as server:
+        server.serve_bytes("/a.jpg", images.jpeg())
+        urls = [f"http://once-{number}.test:{server.port}/a.jpg" for number in range(200)]
+        found = fetched_all(urls, CONFIG.model_copy(update={"concurrency": 8}))
+        assert {one.status for one in found} == {Status.OK}
+        assert server.num_connections == 200
+        assert server.most_open <= 3 * 8, "as many again may not have seen the end yet"
 
 
 def test_urls_are_read_as_there_is_room_and_closing_early_ends_all() -> None:

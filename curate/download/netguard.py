@@ -85,11 +85,7 @@ def redirected(url: URL, location: str, max_characters: int) -> URL:
 
 def literal_address(url: URL) -> str | None:
     """Return the address if the host is one, else None: then it is a name to be resolved."""
-    host = url.raw_host or ""
-    try:
-        return str(ip_address(host))
-    except ValueError:
-        return None
+    return _as_address(url.raw_host or "")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -109,6 +105,7 @@ def is_public(address: str) -> bool:
 
 def _parsed(text: str) -> URL:
     text = text.partition("#")[0]
+    text = text.replace(" ", "%20")  # yarl would write + in a query
     text.encode()  # raises for half a surrogate pair, which yarl would leave out
     url = URL(text, encoded=_ALLOWED.fullmatch(text) is not None)
     host = url.raw_host
@@ -120,8 +117,21 @@ def _parsed(text: str) -> URL:
         raise RefusedURL(Status.BAD_URL, "no port")
     if not _HOST.fullmatch(host):
         raise RefusedURL(Status.BAD_URL, "a host that is no name")
-    asked = _as_ipv4(host) or host.lower()
+    asked = _as_asked(host)
     return url if asked == host else url.with_host(asked)
+
+
+@lru_cache(maxsize=1 << 14)
+def _as_address(host: str) -> str | None:
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1 << 14)
+def _as_asked(host: str) -> str:
+    return _as_ipv4(host) or host.lower()
 
 
 def _as_ipv4(host: str) -> str | None:
