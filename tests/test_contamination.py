@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import polars as pl
 import pytest
 from oracle import dot, units
 from PIL import Image
-from small_benchmarks import brightened, encoded, halved, smooth_picture
+from small_benchmarks import brightened, brute_overlap, encoded, halved, smooth_picture
 from small_inputs import picture, tar_of, unit_rows
 
 from curate.contamination import benchmark_files, near_images, ngrams, phash
@@ -122,23 +121,6 @@ def test_words_are_runs_of_letters_and_digits_in_one_form() -> None:
     assert ngrams.words_of(text) == wanted.split()
     assert ngrams.words_of("犬が 走る。") == ["犬が", "走る"]
     assert ngrams.words_of(" -- ") == []
-
-
-def brute_overlap(caption: str, text: str, num_words: int) -> float:
-    """Return the overlap by the docstring's words."""
-
-    def words(one: str) -> list[str]:
-        form = unicodedata.normalize("NFKC", one).lower()
-        return "".join(c if c.isalnum() else " " for c in form).split()
-
-    a, b = words(caption), words(text)
-    if min(len(a), len(b)) < num_words:
-        return float(bool(a) and a == b)
-    grams = [
-        {tuple(one[at : at + num_words]) for at in range(len(one) - num_words + 1)}
-        for one in (a, b)
-    ]
-    return len(grams[0] & grams[1]) / min(len(grams[0]), len(grams[1]))
 
 
 @pytest.mark.parametrize(("num_words", "above"), [(3, 0.0), (3, 0.5), (1, 0.6), (5, 0.0)])
