@@ -49,7 +49,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def swaps_sides(image: Image.Image) -> bool:
-    """Tell whether width and height change places when the image is turned as its EXIF says."""
+    """Tell whether width and height change places when the image is turned as its EXIF says.
+
+    Ask a loaded image, or a JPEG: other plugins decode to find EXIF, and a failure would be lost.
+    """
     return _turn(image) in _ONTO_ITS_SIDE
 
 

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hostile_server import HostileServer
 from PIL import Image
-from small_inputs import recipe_for, unit_rows, write_embeddings
+from small_inputs import recipe_for, rows_of, run_here, stages
+
+from manifests.work import StageDir
 
 PATIENT: dict[str, Any] = {
     "allow_private_addresses": True,
@@ -40,25 +42,33 @@ def serve_photos(server: HostileServer, num: int, **size: int) -> list[str]:
     return [server.serve_bytes(f"/photo/{n}.jpg", photo(n, **size)) for n in range(num)]
 
 
-def embeddings_of(folder: Path, urls: Sequence[Sequence[str]], **columns: list[Any]) -> Path:
-    """Write published embeddings whose metadata name URLs, a file for each list of them."""
-    for number, some in enumerate(urls):
-        table = pa.table(
-            {
-                "image_path": [f"{number}-{row}" for row in range(len(some))],
-                "caption": [f"caption {row} of {number}" for row in range(len(some))],
-                "url": list(some),
-            }
-            | {name: values[: len(some)] for name, values in columns.items()}
-        )
-        rows = unit_rows(len(some), seed=number)
-        write_embeddings(folder, number, rows, metadata=table)
-    return folder
+def table_of(folder: Path, urls: Sequence[str | None], **columns: Sequence[Any]) -> Path:
+    """Write a table of URLs and captions, as LAION publishes it, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = [f"caption {row}, ☀" for row in range(len(urls))]
+    given = {name: list(values) for name, values in columns.items()}
+    table = pa.table({"URL": list(urls), "TEXT": captions} | given)
+    pq.write_table(table, folder / "urls.parquet")
+    return folder / "urls.parquet"
 
 
-def download_recipe(folder: Path, **settings: Any) -> dict[str, Any]:
-    """Return a recipe that fetches the URLs of published embeddings."""
-    return recipe_for(folder, "clip_retrieval", download=PATIENT | settings)
+def download_recipe(table: Path, *, rows_per_shard: int = 10, **settings: Any) -> dict[str, Any]:
+    """Return a recipe that fetches a table's URLs."""
+    recipe = recipe_for(table, "url_table", download=PATIENT | settings)
+    recipe["source"]["rows_per_shard"] = rows_per_shard
+    return recipe
+
+
+def downloaded(table: Path, out: Path, **settings: Any) -> StageDir:
+    """Run a recipe that fetches a table's URLs and return the stage."""
+    return stages(run_here(download_recipe(table, **settings), out))["download"]
+
+
+def fates(stage: StageDir) -> dict[int, str]:
+    """Return row -> reason, by position in a table of 10 rows a shard; kept rows have ""."""
+    found = rows_of(stage, "verdicts")
+    uids = [one["uid"] for one in found]
+    return {(u >> 24) * 10 + (u & 0xFFFFFF): r["reason"] for u, r in zip(uids, found, strict=True)}
 
 
 def listing(path: Path | str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,6 +14,8 @@ ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "b
 EncodeFormat = Literal["jpg", "png", "webp"]
 
 _QUALITY = {"jpg": (0, 100, 95), "png": (0, 9, 6), "webp": (0, 100, 95)}  # lowest, highest, default
+
+_OF_ENCODING = ("resize", "image_size", "only_if_bigger", "encode_format", "encode_quality")
 
 PATIENCE = (
     "concurrency",
@@ -60,7 +63,7 @@ class DownloadConfig(FetchConfig, ImageLimits):
     """0..100 for jpg and webp (95 by default); for png the compression level 0..9 (6)."""
     keep_original_bytes: bool = False
     """Store the files as they came, under the suffix that their content tells; they are looked at,
-    but not decoded. `resize` and the encoding are then not used."""
+    but not decoded, resized or encoded."""
     blocked_urls: list[str] = []
     """Files with a URL, or the MD5 or SHA-256 of a URL in hexadecimal, a line; never fetched."""
     blocked_domains: list[str] = []
@@ -80,10 +83,14 @@ class DownloadConfig(FetchConfig, ImageLimits):
         lowest, highest, _ = _QUALITY[self.encode_format]
         if self.encode_quality is not None and self.encode_quality > highest:
             raise ValueError(f"encode_quality of {self.encode_format} is {lowest}..{highest}")
-        used = sorted({"resize", "image_size", "encode_format"} & self.model_fields_set)
-        if self.keep_original_bytes and used and self.resize != "no":
-            raise ValueError(f"keep_original_bytes leaves no use for {', '.join(used)}")
+        if self.keep_original_bytes and (unused := self._changed(_OF_ENCODING)):
+            raise ValueError(f"keep_original_bytes leaves no use for {', '.join(unused)}")
         return self
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of the fields that do not have their default."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
     @property
     def quality(self) -> int:

@@ -83,13 +83,12 @@ def resized_sides(sides: Sides, config: DownloadConfig) -> Sides | None:
     return width, height
 
 
-def exif_json(image: Image.Image, data: bytes) -> str:
+def exif_json(image: Image.Image) -> str:
     """Return the EXIF block as a JSON object of texts, e.g. {"Image Make": "Canon", ...}.
 
-    Names are those of img2dataset: the block's name, then the tag's. Long values are cut.
+    Names are those of img2dataset: the block's name, then the tag's. Long values are cut. Args:
+    image: loaded, or a JPEG.
     """
-    if b"Exif" not in data[: image_ends.HEAD_BYTES] and b"eXIf" not in data and b"EXIF" not in data:
-        return "{}"
     try:
         return json.dumps(dict(_exif_items(image.getexif())))
     except DECODER_ERRORS:
@@ -101,30 +100,36 @@ def _as_it_came(data: bytes, header: ImageHeader, config: DownloadConfig) -> Sto
         lambda at, size: data[at : at + size], len(data), max_pixels=config.max_pixels
     )
     sides = header.width, header.height
-    has_exif = b"Exif" in data[: image_ends.HEAD_BYTES]
-    exif = exif_json(opened(data, max_pixels=config.max_pixels), data) if has_exif else "{}"
+    exif = "{}"
+    if header.format == "JPEG" and b"Exif" in data[: image_ends.HEAD_BYTES]:
+        exif = exif_json(opened(data, max_pixels=config.max_pixels))
     return Stored(data, SUFFIX_OF_FORMAT[header.format], *sides, *sides, exif)
 
 
 def _encoded_anew(data: bytes, config: DownloadConfig) -> Stored | Refused:
     image = opened(data, max_pixels=config.max_pixels)
-    exif = exif_json(image, data)
-    original = image.size[::-1] if swaps_sides(image) else image.size
+    sides = image.size
+    if image.format == "JPEG":
+        _decode_smaller(image, config)
+    picture = load(image)  # before its EXIF is asked for: some plugins decode for that, silently
+    original = sides[::-1] if swaps_sides(image) else sides
     wanted = resized_sides(original, config)
-    if wanted is not None and wanted[0] * wanted[1] > config.max_pixels:
-        return Refused(Status.TOO_MANY_PIXELS, f"it would be enlarged to {wanted[0]} x {wanted[1]}")
     if wanted is not None:
-        _decode_smaller(image, wanted)
-    picture = load(image)
-    if wanted is not None:
+        if wanted[0] * wanted[1] > config.max_pixels:
+            detail = f"it would be enlarged to {wanted[0]} x {wanted[1]}"
+            return Refused(Status.TOO_MANY_PIXELS, detail)
         picture = _squared(_scaled(picture, wanted), config)
-    return Stored(_encode(picture, config), config.encode_format, *picture.size, *original, exif)
+    found = _encode(picture, config), config.encode_format, *picture.size, *original
+    return Stored(*found, exif_json(image))
 
 
-def _decode_smaller(image: ImageFile.ImageFile, wanted: Sides) -> None:
+def _decode_smaller(image: ImageFile.ImageFile, config: DownloadConfig) -> None:
     """Let a JPEG's decoder leave out the detail that shrinking would take away."""
-    sides = wanted[::-1] if swaps_sides(image) else wanted
-    image.draft(None, (sides[0] * _DRAFT_SIDES, sides[1] * _DRAFT_SIDES))
+    is_turned = swaps_sides(image)  # of a JPEG this decodes nothing
+    wanted = resized_sides(image.size[::-1] if is_turned else image.size, config)
+    if wanted is not None:
+        width, height = wanted[::-1] if is_turned else wanted
+        image.draft(None, (width * _DRAFT_SIDES, height * _DRAFT_SIDES))
 
 
 def _scaled(picture: Image.Image, wanted: Sides) -> Image.Image:
