@@ -124,7 +124,6 @@ def run_recipe(vectors: Path, out: Path, *more: str) -> None:
         "select.clip_band": "[0.1, 0.9]",
         "select.centroid_band": "[0.0, 1.0]",
         "select.num_samples": WINNERS,
-        "download.resize": "no",
         "download.keep_original_bytes": "true",
         "download.on_hash_mismatch": "flag",
         "download.allow_private_addresses": "true",
