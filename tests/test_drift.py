@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from small_inputs import picture, recipe_for, run_here, unit_rows, write_embeddings
+from url_server import serving
 
 from curate.vectors.drift import DriftConfig, judge, side_ratio
+from manifests.errors import UserError
 
 QUIET = {
     "is_other_file": False,
@@ -90,3 +95,17 @@ def test_sides_are_compared_shorter_with_shorter(
     row = dict(zip(names, (*published, *fetched), strict=True))
     found = side_ratio(pl.DataFrame([row], schema=dict.fromkeys(names, pl.Float64)))
     assert found.to_list() == pytest.approx([ratio])
+
+
+def test_embeddings_of_another_model_are_refused(tmp_path: Path) -> None:
+    """The demo's model makes 64 dimensions; these were published with 16."""
+    with serving() as server:
+        server.files["/0"] = picture()
+        table = pa.table({"key": ["0"], "caption": ["a picture"], "url": [server.url("/0")]})
+        folder = write_embeddings(tmp_path / "in", 0, unit_rows(1), metadata=table)
+        sections = {
+            "download": {"allow_private_addresses": True, "keep_original_bytes": True},
+            "drift": {"embed": {"model": "warren:demo/model"}},
+        }
+        with pytest.raises(UserError, match=r"have 16(.|\n)*one model must have made both"):
+            run_here(recipe_for(folder, "clip_retrieval", **sections), tmp_path / "out")

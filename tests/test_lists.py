@@ -108,7 +108,9 @@ def test_datacomp_uids_are_found_by_bisection_as_its_resharder_does(
 
 def test_a_url_list_has_what_img2dataset_is_told(tmp_path: Path) -> None:
     urls = [f"https://host.example/{row}.jpg" for row in range(3)]
-    folder = published(tmp_path / "in", url=urls, key=["5", "6", "7"], hash=[-3, 2**62, 0])
+    md5 = [f"{row:032x}" for row in range(3)]
+    columns = {"key": ["5", "6", "7"], "hash": [-3, 2**62, 0], "md5": md5}
+    folder = published(tmp_path / "in", url=urls, **columns)
     out = selected(folder, "clip_retrieval", tmp_path / "out", filter={})
     assert ask(out, "--as", "urls", "--out", str(tmp_path / "urls.parquet")).exit_code == 0
     rows = pq.read_table(tmp_path / "urls.parquet").to_pylist()
@@ -119,7 +121,7 @@ def test_a_url_list_has_what_img2dataset_is_told(tmp_path: Path) -> None:
         "key": "6",
         "uid": 1,
         "hash": 2**62,
-        "md5": None,
+        "md5": md5[1],
         "sha256": None,
     }
 
