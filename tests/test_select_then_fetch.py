@@ -199,6 +199,8 @@ def test_shards_hold_the_images_of_the_rest_and_their_scores(run: Fetched) -> No
     scores = dict(zip(run.coreset["uid"], run.coreset["clip_score"], strict=True))
     found = [json.loads(data) for name, data in members.items() if name.endswith(".json")]
     assert len(found) == written.height
+    card = (Path(run.chain["assemble"].path) / "README.md").read_text()
+    assert "Images are the bytes that their URLs gave" in card
     for row in found:
         assert members[row["image"]] == run.server.files[f"/{row['source_key']}"]
         assert row["clip_score"] == scores[row["uid"]]

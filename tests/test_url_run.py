@@ -177,6 +177,8 @@ def test_shards_hold_the_fetched_images_resized(ran: Ran) -> None:
             assert row["conversations"][1]["value"] in (caption, "the same image, told otherwise")
     assert {row["uid"] for row in rows} == set(samples)
     assert len(rows) == 21 - len(ran.reasons("dedup"))
+    card = (Path(ran.chain["assemble"].path) / "README.md").read_text()
+    assert "what their URLs gave, written anew as jpg (keep_ratio at 48 px)" in card
 
 
 def test_the_base_table_is_warned_of(ran: Ran) -> None:
