@@ -173,6 +173,7 @@ def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
         configs.get("decontaminate"),
         has_images=source.brings_images or "download" in configs,
         has_embeddings="embed" in has,
+        has_model="embed" in configs,
     )
     for asking, needed in _needs(configs):
         if needed not in has:

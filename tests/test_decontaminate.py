@@ -382,7 +382,7 @@ def test_published_embeddings_need_the_model_that_made_them(tmp_path: Path) -> N
         parse(recipe)
     only_clip = {"sets": sets, "image_hash": False, "drop_at_phash_distance": None}
     with pytest.raises(UserError, match=r"decontaminate\.embed is missing"):
-        run_here(recipe | {"decontaminate": only_clip}, tmp_path / "out")
+        parse(recipe | {"decontaminate": only_clip})
     only_clip["embed"] = {"model": "warren:demo/model"}
     with pytest.raises(UserError, match="24 dimensions"):
         run_here(recipe | {"decontaminate": only_clip}, tmp_path / "out")

@@ -116,7 +116,10 @@ def _listed(locations: Locations) -> list[str]:
 
 def _image_files(where: str, location: str) -> list[SetFile]:
     if "::" in location or location.endswith((".tar", ".tar}")):
-        root, names = paths.expand(location, suffix=".tar")
+        try:
+            root, names = paths.expand(location, suffix=".tar")
+        except UserError as error:
+            raise UserError(error.what, f"{where} names it.", error.fix) from error
         return [_one(where, paths.join(root, name), name) for name in names]
     if location.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(location):
         return [_one(where, location, paths.name_of(location))]

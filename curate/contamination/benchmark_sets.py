@@ -26,7 +26,6 @@ from curate.contamination.phash import phash
 from curate.media.images import ImageError, decode
 from curate.vectors import clip_model, exact
 from curate.vectors.clip_model import ClipModel, Pixels
-from curate.vectors.embed import EmbedConfig
 from curate.vectors.exact import Float16Rows
 from curate.vectors.halving import Halving
 from manifests import paths, store
@@ -36,7 +35,6 @@ from manifests.work import Output, StageDir
 IMAGES = pa.schema([("item", pa.string()), ("sha256", pa.binary(32)), ("phash", pa.uint64())])
 TEXTS = pa.schema([("item", pa.string()), ("words", pa.string())])
 GRAMS = pa.schema([("gram", pa.uint64()), ("text", pa.uint32())])
-MAX_PIXELS = 128_000_000
 _SHOWN = 5
 
 
@@ -127,21 +125,25 @@ def _seen(name: str, given: BenchmarkSet, config: DecontaminateConfig) -> _Seen:
     embed = config.embed if config.compares_embeddings else None
     if embed is None:
         for image in images:
-            _look(image, None, seen)
+            _look(image, None, config.max_pixels, seen)
         return seen
     named = clip_model.find(embed.model, embed.pretrained)
     clip_model.check_known(named)
     clip = clip_model.load(named, gpu_precision=embed.gpu_precision)
     with clip_model.pinned_threads(embed.num_threads):
-        _embed(clip, embed, images, seen)
+        _embed(clip, config, images, seen)
     return seen
 
 
-def _embed(clip: ClipModel, embed: EmbedConfig, images: Iterator[SetImage], seen: _Seen) -> None:
-    halving = Halving(embed.batch_size)
-    while some := list(islice(images, embed.batch_size)):
+def _embed(
+    clip: ClipModel, config: DecontaminateConfig, images: Iterator[SetImage], seen: _Seen
+) -> None:
+    assert config.embed is not None, "its model embeds them"
+    batch_size = config.embed.batch_size
+    halving = Halving(batch_size)
+    while some := list(islice(images, batch_size)):
         start = len(seen.images)
-        looked = (_look(image, clip, seen) for image in some)
+        looked = (_look(image, clip, config.max_pixels, seen) for image in some)
         pixels = [one for one in looked if one is not None]
         if not pixels:
             continue
@@ -165,13 +167,13 @@ def _keep(rows: Float16Rows, start: int, seen: _Seen) -> None:
     seen.rows.append(rows[codes == 0])
 
 
-def _look(image: SetImage, clip: ClipModel | None, seen: _Seen) -> Pixels | None:
+def _look(image: SetImage, clip: ClipModel | None, max_pixels: int, seen: _Seen) -> Pixels | None:
     """Note an image's digests, or what is wrong with it; return what the model sees, if any."""
     if image.error:
         seen.problems.append((image.name, image.error))
         return None
     try:
-        picture = decode(image.data, max_pixels=MAX_PIXELS)
+        picture = decode(image.data, max_pixels=max_pixels)
         pixels = None if clip is None else clip_model.prepare(clip, picture)
     except ImageError as error:
         seen.problems.append((image.name, str(error)))

@@ -85,6 +85,8 @@ class DecontaminateConfig(Strict):
     embed: EmbedConfig | None = None
     """The model for the sets' images; None: that of the recipe's embed section. A source of
     published embeddings needs it: the model that made them."""
+    max_pixels: int = Field(default=128_000_000, ge=1)
+    """Width times height; larger images, of rows or sets, are not decoded but unreadable."""
     skip_unreadable: bool = False
     """Leave out images of a set that cannot be read, and count them; else they stop the run."""
     max_evidence: int = Field(default=10, ge=1)
@@ -129,8 +131,13 @@ def with_model(section: DecontaminateConfig, sections: Mapping[str, Strict]) -> 
     return section.model_copy(update={"embed": embed})
 
 
-def check_needs(config: Strict | None, *, has_images: bool, has_embeddings: bool) -> None:
-    """Check that the rows bring what is compared, before anything runs. Raises: UserError."""
+def check_needs(
+    config: Strict | None, *, has_images: bool, has_embeddings: bool, has_model: bool
+) -> None:
+    """Check that the rows bring what is compared, before anything runs. Raises: UserError.
+
+    Args: has_model: whether the recipe says, outside of this section, what made the embeddings.
+    """
     if not isinstance(config, DecontaminateConfig):
         return
     if config.reads_images and not has_images:
@@ -145,6 +152,14 @@ def check_needs(config: Strict | None, *, has_images: bool, has_embeddings: bool
             "recipe.decontaminate needs embeddings.",
             "drop_above_similarity compares them, and no stage makes any.",
             "Add a section embed: ..., or set decontaminate.drop_above_similarity: null.",
+        )
+    if config.compares_embeddings and config.embed is None and not has_model:
+        raise UserError(
+            "recipe.decontaminate.embed is missing.",
+            "The source brings embeddings, and only the model that made them can embed the images "
+            "of an evaluation set.",
+            "Add e.g. decontaminate.embed: {model: ViT-L-14, pretrained: openai}, or set "
+            "drop_above_similarity: null.",
         )
 
 

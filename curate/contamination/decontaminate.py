@@ -28,11 +28,11 @@ from curate.contamination.phash import phash
 from curate.media.images import ImageError, decode
 from curate.media.originals import read_originals
 from curate.rows.selectable_rows import KEPT, has_parts_of_its_own, kept_figures
-from curate.sources import image_root_of, source_of
+from curate.sources import image_root_of
 from curate.vectors import vector_parts
 from curate.vectors.embed import ahead
 from manifests import ledger, paths, store
-from manifests.errors import PartDamaged, UserError
+from manifests.errors import PartDamaged
 from manifests.schemas import EVIDENCE, conform, empty
 from manifests.work import Item, Output, View, part_name
 
@@ -54,18 +54,8 @@ class _Image(NamedTuple):
 
 
 def plan_sets(view: View) -> list[Item]:
-    """One item per evaluation set. Raises: UserError when no model is known for their images."""
-    config = _config(view)
-    if config.compares_embeddings and config.embed is None:
-        brings = "published embeddings" if source_of(view).is_embeddings else "images"
-        raise UserError(
-            "decontaminate.embed is missing.",
-            f"The source brings {brings}, and only the model that made the rows' embeddings can "
-            "embed the images of an evaluation set.",
-            "Add e.g. decontaminate.embed: {model: ViT-L-14, pretrained: openai}, or set "
-            "drop_above_similarity: null.",
-        )
-    names = sorted(config.sets)
+    """One item per evaluation set."""
+    names = sorted(_config(view).sets)
     return [Item(f"set-{at:05d}", {"set": name, "number": at}) for at, name in enumerate(names)]
 
 
@@ -128,7 +118,8 @@ def _samples(view: View, part: int, figures: pa.Table | None) -> pl.DataFrame:
 
 def _images(view: View, samples: pl.DataFrame) -> Iterator[_Image]:
     """Yield what is compared of each row's image, in order."""
-    wants_phash = _config(view).drop_at_phash_distance is not None
+    config = _config(view)
+    wants_phash = config.drop_at_phash_distance is not None
     if not wants_phash and samples["image_sha256"].null_count() == 0:
         yield from map(_Image, samples["image_sha256"])
         return
@@ -136,24 +127,25 @@ def _images(view: View, samples: pl.DataFrame) -> Iterator[_Image]:
     originals = read_originals(image_root_of(view), places)
     given = zip(originals, samples["image_sha256"], strict=True)
     yield from ahead(
-        lambda one: _image(*one, wants_phash=wants_phash),
+        lambda one: _image(*one, max_pixels=config.max_pixels if wants_phash else None),
         given,
         num_threads=DECODE_THREADS,
         depth=IMAGES_AHEAD,
     )
 
 
-def _image(data: bytes | None, expected: bytes | None, *, wants_phash: bool) -> _Image:
+def _image(data: bytes | None, expected: bytes | None, *, max_pixels: int | None) -> _Image:
+    """Return what is compared of an image. Args: max_pixels: None, and it is not decoded."""
     if data is None:
         return _Image(error="unreadable_bytes", detail="the shard ends before the image")
     digest = hashlib.sha256(data).digest()
     if expected is not None and expected != digest:
         detail = "the image has changed since it was ingested (SHA-256)"
         return _Image(error="unreadable_bytes", detail=detail)
-    if not wants_phash:
+    if max_pixels is None:
         return _Image(digest)
     try:
-        return _Image(digest, phash(decode(data, max_pixels=benchmark_sets.MAX_PIXELS)))
+        return _Image(digest, phash(decode(data, max_pixels=max_pixels)))
     except ImageError as error:
         return _Image(error=error.error_class, detail=error.detail)
 

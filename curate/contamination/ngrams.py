@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -59,14 +60,13 @@ def overlap(caption: set[str], text: set[str]) -> float:
 
 def index_of(texts: Iterable[str], num_words: int) -> GramIndex:
     """Return the index of some texts. Args: texts: each its words joined by spaces."""
-    grams: list[int] = []
-    counts: list[int] = []
+    grams, counts = array("Q"), array("I")
     for text in texts:
         found = grams_of(text.split(" ") if text else [], num_words)
-        grams += map(_hash, found)
+        grams.extend(map(_hash, found))
         counts.append(len(found))
-    gram = np.array(grams, np.uint64)
-    owner = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    gram = np.frombuffer(grams, np.uint64) if grams else np.empty(0, np.uint64)
+    owner = np.repeat(np.arange(len(counts), dtype=np.uint32), np.array(counts, np.int64))
     order = np.lexsort((owner, gram))
     return GramIndex(gram[order], owner[order])
 
