@@ -32,10 +32,13 @@ CONFIG = FetchConfig(
     total_timeout_seconds=30.0,
 )
 """Patient: a busy machine must not turn another status into a timeout."""
-HASTY = CONFIG.model_copy(
-    update={"attempts": 1, "connect_timeout_seconds": 0.5, "total_timeout_seconds": 0.5}
-)
+HASTY = CONFIG.model_copy(update={"attempts": 1, "total_timeout_seconds": 0.5})
 """For the cases that never end by themselves."""
+HASTY_TO_CONNECT = CONFIG.model_copy(update={"attempts": 1, "connect_timeout_seconds": 0.5})
+"""For servers that take a connection and never finish its handshake."""
+CUT_OFF = 6
+"""How often a server that hangs up is asked: twice an attempt, as HTTP clients do (RFC 9112,
+section 9.3.1), since a connection kept open may have ended just then."""
 LIMITS = ImageLimits(min_side=8, max_aspect_ratio=4.0)
 
 
@@ -85,7 +88,7 @@ def endless(server: HostileServer) -> list[Case]:
         "drip of the body": dripping(head + b"Content-Length: 5000\r\n\r\n"),
         "drip without length": dripping(head + b"\r\n"),
         "drip of headers": dripping(head + b"X-Drip: "),
-        "drip of the status line": dripping(b""),
+        "drip of the status line": dripping(b"HTTP/1.1 200 "),
         "no answer": silent,
         "slow redirects": redirecting,
     }
@@ -94,6 +97,25 @@ def endless(server: HostileServer) -> list[Case]:
         url = server.serve(f"/endless/{number}", script)
         cases.append(Case(name, url, S.TIMEOUT_TOTAL))
     return cases
+
+
+def large(server: HostileServer) -> list[Case]:
+    """Serve files of up to and beyond the default limit of 32 MiB, 4 of each kind."""
+
+    async def endless_body(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            await peer.send(bytes(2**16))
+
+    full, over = (gzip.compress(bytes(size), 1) for size in (32 * 2**20, 200 * 2**20))
+    packed = {"Content-Encoding": "gzip"}
+    kinds = {
+        "endless": (server.serve("/large/endless", endless_body), S.TOO_LARGE),
+        "bomb": (server.serve_bytes("/large/bomb", over, packed), S.TOO_LARGE),
+        "32 MiB": (server.serve_bytes("/large/full", bytes(32 * 2**20)), S.OK),
+        "32 MiB, packed": (server.serve_bytes("/large/packed", full, packed), S.OK),
+    }
+    return [Case(f"large: {name}", *rest) for name, rest in kinds.items() for _ in range(4)]
 
 
 def network(forbidden_name: str = "intranet.test") -> Network:
@@ -107,6 +129,8 @@ def network(forbidden_name: str = "intranet.test") -> Network:
     }
 
     async def look_up(host: str, port: int) -> list[str]:
+        if host.startswith("once-"):
+            return ["127.0.0.1"]
         if host not in names:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return names[host]
@@ -158,11 +182,11 @@ def _bodies(server: HostileServer) -> Iterator[Case]:
         "header only": (jpeg[:3], S.TRUNCATED_IMAGE),
         "damaged png": (png[:60] + bytes(40) + png[100:], S.DECODE_ERROR),
         "bomb of 12000 x 12000": (images.plain_png(12000, 12000), S.TOO_MANY_PIXELS),
-        "gif of 65535 x 65535": (_gif(65535, 65535), S.TOO_MANY_PIXELS),
-        "gif of 1 x 1": (_gif(1, 1), S.TOO_SMALL),
+        "gif of 65535 x 65535": (images.gif(65535, 65535), S.TOO_MANY_PIXELS),
+        "gif of 1 x 1": (images.gif(1, 1), S.TOO_SMALL),
         "4000 x 3": (images.plain_png(4000, 3), S.TOO_SMALL),
         "4000 x 8": (images.plain_png(4000, 8), S.ASPECT_RATIO),
-        "no width": (_gif(0, 5), S.DECODE_ERROR),
+        "no width": (images.plain_png(0, 5), S.DECODE_ERROR),
     }
     for name, (data, final) in bodies.items():
         yield Case(name, server.serve_bytes(_path("body", name), data), S.OK, final)
@@ -178,13 +202,14 @@ def _codes(server: HostileServer) -> Iterator[Case]:
         **dict.fromkeys((201, 204, 206, 300, 304, 305, 600, 999), S.HTTP_OTHER),
     }
     for code, status in codes.items():
-        url = server.serve_bytes(f"/code/{code}", jpeg, status=f"{code} Odd")
+        body = b"" if code in (204, 304) else jpeg  # these two have none
+        url = server.serve_bytes(f"/code/{code}", body, status=f"{code} Odd")
         yield Case(f"HTTP {code}", url, status)
     for code, status in {429: S.HTTP_429, 500: S.HTTP_5XX, 503: S.HTTP_5XX}.items():
         url = server.serve_bytes(f"/code/{code}", b"", status=f"{code} Busy")
         yield Case(f"HTTP {code} always", url, status, times_asked=3)
         busy = answer(b"", [("Retry-After", "0")], status=f"{code} Busy")
-        url = server.serve(f"/then/{code}", _in_turn(busy, answer(jpeg)), keep_open=True)
+        url = server.serve(f"/then/{code}", in_turn(busy, answer(jpeg)), keep_open=True)
         yield Case(f"HTTP {code}, then the image", url, S.OK, times_asked=2)
     yield Case("HTTP 203", server.serve_bytes("/203", jpeg, status="203 Other"), S.OK)
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer(jpeg)
@@ -219,7 +244,7 @@ def _redirects(server: HostileServer) -> Iterator[Case]:
         "to ftp": ("ftp://127.0.0.1/a.jpg", S.BLOCKED_SCHEME),
         "to a script": ("javascript:alert(1)", S.BLOCKED_SCHEME),
         "to 13,000 characters": ("/" + "a" * 13000, S.BAD_URL),
-        "to no host": ("http:///a.jpg", S.BAD_URL),
+        "to a bad port": ("http://127.0.0.1:99999/", S.BAD_URL),
         "to a password": ("http://user:secret@127.0.0.1/a.jpg", S.BAD_URL),
         "to 404": ("/nowhere", S.HTTP_4XX),
         "to no name": ("http://no.invalid/a.jpg", S.DNS),
@@ -229,7 +254,9 @@ def _redirects(server: HostileServer) -> Iterator[Case]:
         url = server.redirect(_path("to", name), where)
         yield Case(f"redirect {name}", url, status, times_asked=times)
     yield Case(
-        "redirect without location", server.serve_bytes("/to", b"", status="302 Found"), S.HTTP_OTHER
+        "redirect without location",
+        server.serve_bytes("/to", b"", status="302 Found"),
+        S.HTTP_OTHER,
     )
 
 
@@ -292,7 +319,7 @@ def _wire(server: HostileServer) -> Iterator[Case]:
         "length too long": (ok + b"Content-Length: 9999\r\n\r\n" + jpeg, S.TRUNCATED),
         "chunk cut": (chunked + chunk[:-20], S.TRUNCATED),
         "last chunk missing": (chunked + chunk, S.TRUNCATED),
-        "chunk size that is none": (chunked + b"zz\r\n" + jpeg, S.TRUNCATED),
+        "chunk size that is none": (chunked + b"zz\r\n" + jpeg, S.BAD_RESPONSE),
         "closed without an answer": (b"", S.CONNECTION),
         "half a status line": (b"HTTP/1.1 2", S.CONNECTION),
         "HTTP/0.9": (jpeg, S.BAD_RESPONSE),
@@ -306,7 +333,7 @@ def _wire(server: HostileServer) -> Iterator[Case]:
         "5 MB announced": (ok + b"Content-Length: 5000000\r\n\r\n", S.TOO_LARGE),
     }
     for name, (data, status) in raw.items():
-        times = 3 if status in (S.TRUNCATED, S.CONNECTION) else 1
+        times = {S.TRUNCATED: 3, S.CONNECTION: CUT_OFF}.get(status, 1)
         url = server.serve_raw(_path("wire", name), data)
         yield Case(f"wire: {name}", url, status, times_asked=times)
 
@@ -323,7 +350,7 @@ def _wire(server: HostileServer) -> Iterator[Case]:
         await asyncio.sleep(0.05)
         peer.reset()
 
-    yield Case("reset", server.serve("/reset", reset), S.CONNECTION, times_asked=3)
+    yield Case("reset", server.serve("/reset", reset), S.CONNECTION, times_asked=CUT_OFF)
     yield Case("reset in the body", server.serve("/cut", cut), S.TRUNCATED, times_asked=3)
     yield Case("endless body", server.serve("/endless", endless_body), S.TOO_LARGE)
 
@@ -331,7 +358,8 @@ def _wire(server: HostileServer) -> Iterator[Case]:
 def _spellings(server: HostileServer) -> Iterator[Case]:
     """URLs that are not as they should be, and yet mean something."""
     spelled = {  # what is written: what is asked for
-        "/a/plain.jpg": "/a/plain.jpg",
+        "": "/",
+        "?a=ü b": "/?a=%C3%BC%20b",
         "/a/frag.jpg#top": "/a/frag.jpg",
         "/a/two words.jpg": "/a/two%20words.jpg",
         "/a/bücher.jpg": "/a/b%C3%BCcher.jpg",
@@ -340,11 +368,11 @@ def _spellings(server: HostileServer) -> Iterator[Case]:
         "/a/ta\tb\r\n.jpg ": "/a/tab.jpg",
         "/a/%zz.jpg": "/a/%zz.jpg",
         "/a/x%41.jpg": "/a/x%41.jpg",
-        "/a/[1]{2}|.jpg": "/a/[1]%7B2%7D%7C.jpg",
+        "/a/{2}|.jpg": "/a/%7B2%7D%7C.jpg",
     }
     for written, asked in spelled.items():
         server.serve_bytes(asked, images.jpeg())
-        yield Case(f"spelled {written!r}", server.url() .removesuffix("/") + written, S.OK)
+        yield Case(f"spelled {written!r}", server.url().removesuffix("/") + written, S.OK)
     server.serve_bytes("/b", images.jpeg())
     yield Case("spelled HTTP", " HTTP" + server.url("/b").removeprefix("http"), S.OK)
 
@@ -353,13 +381,22 @@ def _bad_urls() -> Iterator[Case]:
     """URLs that are refused before anything is sent."""
     urls = {
         S.BLOCKED_SCHEME: [
-            *("file:///etc/passwd", "FILE:///etc/passwd", "ftp://127.0.0.1/a", "gopher://127.0.0.1"),
+            *(
+                "file:///etc/passwd",
+                "FILE:///etc/passwd",
+                "ftp://127.0.0.1/a",
+                "gopher://127.0.0.1",
+            ),
             *("data:image/gif;base64,R0lGODlhAQABAAAAACw=", "data:," + "a" * 100_000),
             *("javascript:alert(1)", "\x01 java\tscript:alert(1)", "blob:http://127.0.0.1/a"),
         ],
         S.BAD_URL: [
             *("", "  ", "a.jpg", "//127.0.0.1/a.jpg", "http:", "http://", "http:///a.jpg"),
-            *("http://127.0.0.1/" + "a" * 13_000, "http://user:secret@127.0.0.1/", "http://@a.test/"),
+            *(
+                "http://127.0.0.1/" + "a" * 13_000,
+                "http://user:secret@127.0.0.1/",
+                "http://@a.test/",
+            ),
             *("http://127.0.0.1:99999/", "http://127.0.0.1:0/", "http://127.0.0.1:a/"),
             *("http://[::1", "http://127.0.0.256/", "http://1.2.3.4.5/", "http://0x100000000/"),
             *("http://127.0.0.1/\ud800.jpg", "http://a%00b.test/", "http://a b.test/"),
@@ -399,15 +436,13 @@ def _hosts(server: HostileServer) -> Iterator[Case]:
     yield Case("TLS that is none", f"https://127.0.0.1:{server.port}/", S.TLS, times_asked=0)
 
 
-def _in_turn(*answers: bytes) -> Script:
+def in_turn(*answers: bytes) -> Script:
+    """Return what gives one answer after the other; the last one from then on."""
+
     async def script(peer: Peer) -> None:
         await peer.send(answers[min(peer.number, len(answers) - 1)])
 
     return script
-
-
-def _gif(width: int, height: int) -> bytes:
-    return b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + bytes(3) + b";"
 
 
 def _path(group: str, name: str) -> str:

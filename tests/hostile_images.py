@@ -56,9 +56,14 @@ def plain_png(width: int, height: int) -> bytes:
     parts = [packer.compress(row) for _ in range(height)]
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     data = b"".join([*parts, packer.flush()])
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-    )
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def gif(width: int, height: int) -> bytes:
+    """Return a GIF whose header claims these sides, whatever its one frame has."""
+    data = encoded(Image.new("P", (1, 1)), "GIF")
+    return data[:6] + struct.pack("<HH", width, height) + data[10:]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -23,10 +23,20 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
 _MAX_HEAD_BYTES = 2**17
+_TLS_RECORD = b"\x16"  # the first byte of a handshake
 _BROKEN = (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ssl.SSLError)
 
 
@@ -70,6 +80,7 @@ class HostileServer:
         self.host = host
         self.port = port  # 0 until the block begins: any that is free
         self.num_connections = 0
+        self.most_open = 0  # connections open at once
         self.requests: list[Request] = []
         self.times_asked: Counter[str] = Counter()
         self._tls = tls
@@ -156,6 +167,7 @@ class HostileServer:
         task = asyncio.current_task()
         assert task is not None
         self._peers.add(task)
+        self.most_open = max(self.most_open, len(self._peers))
         try:
             with suppress(*_BROKEN):
                 while await self._answered(reader, writer):
@@ -168,7 +180,12 @@ class HostileServer:
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request. Return whether another may follow."""
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        first = await reader.readexactly(1)
+        if first == _TLS_RECORD:  # said to a server without TLS
+            writer.write(answer(b"", status="400 Bad Request"))
+            return False
+        head = first + await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
         method, path, _ = lines[0].split(" ")
         pairs = (line.partition(":") for line in lines[1:] if line)
         request = Request(method, path, {name.lower(): text.strip() for name, _, text in pairs})
@@ -203,3 +220,24 @@ def answer(
 
 async def _not_found(peer: Peer) -> None:
     await peer.send(answer(b"not here", status="404 Not Found", type="text/plain"))
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """Return the TLS of a server for 127.0.0.1 that no authority vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = folder / "server.pem"
+    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context

@@ -22,7 +22,7 @@ from curate.download.netguard import (
 )
 from curate.download.resolver import BlockedAddressError, GuardedResolver, Network, guarded_socket
 from curate.download.robots import TDM_RESERVATION, opt_out
-from curate.download.room import ByteRoom, Deadline, Holding, HostRoom
+from curate.download.room import ByteRoom, Deadline, Holding, HostRoom, RecentHosts
 from curate.download.statuses import Status
 
 T = TypeVar("T", bound=BaseException)
@@ -30,6 +30,7 @@ T = TypeVar("T", bound=BaseException)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HEADER_BYTES = 32 * 2**10  # of one header; some sites send long policies
 _READ_BYTES = 2**17
+_NAME_SECONDS = 300  # an address that was checked stays checked
 _SECONDS = re.compile(r"\d{1,9}")
 
 
@@ -46,7 +47,7 @@ class Answer:
 
 
 class Fetcher:
-    """The session of one event loop: its connections, and the limits that all URLs share."""
+    """The sessions of one event loop: their connections, and the limits that all URLs share."""
 
     def __init__(self, config: FetchConfig, network: Network) -> None:
         self.bytes = ByteRoom(config.max_bytes_in_flight)
@@ -56,11 +57,14 @@ class Fetcher:
         self._directives = frozenset(name.lower() for name in config.opt_out_directives)
         self._agents = frozenset(name.lower() for name in config.agent_names)
         self._resolver = GuardedResolver(network)
-        self._session = _session(config, network, self._resolver)
+        self._recent = RecentHosts()
+        self._once = _session(config, network, self._resolver, keep_open=False)
+        self._again = _session(config, network, self._resolver, keep_open=True)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        await self._once.close()
+        await self._again.close()
         await self._resolver.close()
 
     async def attempt(self, url: URL, holding: Holding) -> Answer:
@@ -86,9 +90,10 @@ class Fetcher:
         for _ in range(self._config.max_redirects + 1):
             self._check_address(answer.url)
             host = answer.url.raw_host or ""
+            session = self._again if self._recent.ask(host) else self._once
             async with (
                 self._hosts.connection(host, deadline),
-                self._session.get(answer.url, allow_redirects=False) as response,
+                session.get(answer.url, allow_redirects=False) as response,
             ):
                 answer.http_code = response.status
                 if response.status not in _REDIRECTS:
@@ -157,7 +162,7 @@ class Fetcher:
 
 
 def _session(
-    config: FetchConfig, network: Network, resolver: GuardedResolver
+    config: FetchConfig, network: Network, resolver: GuardedResolver, *, keep_open: bool
 ) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=0,  # both limits are ours: waiting in aiohttp's would count as the server's time
@@ -165,6 +170,8 @@ def _session(
         resolver=resolver,
         ssl=config.verify_tls,
         socket_factory=guarded_socket(network),
+        force_close=not keep_open,
+        ttl_dns_cache=_NAME_SECONDS,
     )
     headers = {"User-Agent": config.user_agent, "Accept": "image/*, */*;q=0.5"}
     return aiohttp.ClientSession(

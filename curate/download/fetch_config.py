@@ -23,7 +23,7 @@ class FetchConfig(Strict):
     not waited for."""
     max_bytes: int = Field(default=32 * 2**20, ge=1)
     """Longest file, also once inflated."""
-    max_bytes_in_flight: int = Field(default=64 * 2**20, ge=1)
+    max_bytes_in_flight: int = Field(default=32 * 2**20, ge=1)
     """Bytes of all files in flight and not yet taken: where they are more, reading waits. A file
     alone may always go on."""
     max_redirects: int = Field(default=5, ge=0)

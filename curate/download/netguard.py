@@ -26,6 +26,7 @@ _IGNORED = str.maketrans("", "", "\t\r\n")
 # What RFC 3986 allows. A URL of these alone is asked for as it is, byte for byte: a server may have
 # signed it.
 _ALLOWED = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]*")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # with the underscores of real names
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 # Public by the registries, and yet not for us: Azure's host services, and the relays of 6to4.
@@ -53,7 +54,7 @@ def normalised(text: str, max_characters: int) -> URL:
 
     Raises: RefusedURL, blocked_scheme or bad_url.
     """
-    text = text.strip(_STRIPPED)
+    text = text.strip(_STRIPPED).translate(_IGNORED)
     scheme = _SCHEME.match(text)
     if scheme is None:
         raise RefusedURL(Status.BAD_URL, "no scheme" if text else "no URL")
@@ -63,7 +64,7 @@ def normalised(text: str, max_characters: int) -> URL:
         detail = f"{len(text)} characters are more than {max_characters}"
         raise RefusedURL(Status.BAD_URL, detail)
     try:
-        return _parsed(text.translate(_IGNORED))
+        return _parsed(text)
     except ValueError as error:  # from yarl: a host, port or character that cannot be
         raise RefusedURL(Status.BAD_URL, str(error)[:200]) from error
 
@@ -76,7 +77,7 @@ def redirected(url: URL, location: str, max_characters: int) -> URL:
     if len(location) > max_characters and not location.lower().startswith("data:"):
         raise RefusedURL(Status.BAD_URL, f"redirected to {len(location)} characters")
     try:
-        target = urljoin(str(url), location.strip(_STRIPPED).translate(_IGNORED))
+        target = urljoin(str(url), location.strip(_STRIPPED))
     except ValueError as error:
         raise RefusedURL(Status.BAD_URL, f"redirected to no URL: {error}"[:200]) from error
     return normalised(target, max_characters)
@@ -84,11 +85,7 @@ def redirected(url: URL, location: str, max_characters: int) -> URL:
 
 def literal_address(url: URL) -> str | None:
     """Return the address if the host is one, else None: then it is a name to be resolved."""
-    host = url.raw_host or ""
-    try:
-        return str(ip_address(host))
-    except ValueError:
-        return None
+    return _as_address(url.raw_host or "")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -108,6 +105,7 @@ def is_public(address: str) -> bool:
 
 def _parsed(text: str) -> URL:
     text = text.partition("#")[0]
+    text = text.replace(" ", "%20")  # yarl would write + in a query
     text.encode()  # raises for half a surrogate pair, which yarl would leave out
     url = URL(text, encoded=_ALLOWED.fullmatch(text) is not None)
     host = url.raw_host
@@ -117,10 +115,23 @@ def _parsed(text: str) -> URL:
         raise RefusedURL(Status.BAD_URL, "a user name or password in the URL")
     if not url.port:
         raise RefusedURL(Status.BAD_URL, "no port")
-    if not host.isascii() or "%" in host:
+    if not _HOST.fullmatch(host):
         raise RefusedURL(Status.BAD_URL, "a host that is no name")
-    number = _as_ipv4(host)
-    return url if number is None else url.with_host(number)
+    asked = _as_asked(host)
+    return url if asked == host else url.with_host(asked)
+
+
+@lru_cache(maxsize=1 << 14)
+def _as_address(host: str) -> str | None:
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1 << 14)
+def _as_asked(host: str) -> str:
+    return _as_ipv4(host) or host.lower()
 
 
 def _as_ipv4(host: str) -> str | None:

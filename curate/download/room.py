@@ -57,6 +57,26 @@ class HostRoom:
                 self._hosts.pop(host, None)
 
 
+class RecentHosts:
+    """Which hosts were asked lately: to those alone a connection is worth keeping open.
+
+    A list of images from the web names ten thousand hosts once. Kept open for some seconds each,
+    their connections would be more than a process may have.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self._most = most
+        self._hosts: dict[str, None] = {}  # the oldest first
+
+    def ask(self, host: str) -> bool:
+        """Return whether the host is among the last ones asked; from now on it is."""
+        was_asked = self._hosts.pop(host, True) is None
+        self._hosts[host] = None
+        if len(self._hosts) > self._most:
+            del self._hosts[next(iter(self._hosts))]
+        return was_asked
+
+
 class ByteRoom:
     """Bytes held by all files in flight and not yet taken.
 
