@@ -21,6 +21,7 @@ COLUMNS = {
     "caption": pl.String,
     "punsafe": pl.Float64,
     "pwatermark": pl.Float64,
+    "aesthetic": pl.Float64,
     "nsfw": pl.String,
     "pixel_std": pl.Float64,
 }
@@ -30,6 +31,7 @@ GOOD: dict[str, Any] = {
     "caption": "a small red circle",
     "punsafe": 0.01,
     "pwatermark": 0.02,
+    "aesthetic": 6.0,
     "nsfw": "UNLIKELY",
     "pixel_std": 40.0,
 }
@@ -108,6 +110,13 @@ RULES: list[tuple[dict[str, Any], str, list[dict[str, Any]], list[dict[str, Any]
         [{"pwatermark": 0.8}, {"pwatermark": None}],
         [{"pwatermark": 0.81}],
     ),
+    (
+        {"drop_below_aesthetic": 4.5},
+        "aesthetic_below",
+        [{"aesthetic": 4.5}, {"aesthetic": None}, {"aesthetic": float("nan")}],
+        [{"aesthetic": 4.4999}, {"aesthetic": -1.0}],
+    ),
+    ({"drop_below_aesthetic": 0.0}, "aesthetic_below", [{"aesthetic": 0.0}], [{"aesthetic": -1.0}]),
     (
         {"drop_nsfw_tags": ["NSFW", "unsure"]},
         "nsfw_tag",

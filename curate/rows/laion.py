@@ -22,8 +22,9 @@ SAFER_RELEASE = "Re-LAION-2B-en-research-safe"
 WITHDRAWN = (
     "{shown} has the columns of the original LAION-400M and LAION-5B tables, which were withdrawn: "
     "some of their links led to suspected child sexual abuse material. "
-    f"Use {SAFER_RELEASE} (laion/relaion2B-en-research-safe) instead: there 2,236 such links are "
-    "removed, found with lists of child protection organisations (laion.ai/blog/relaion-5b)"
+    f"Use {SAFER_RELEASE} (laion/relaion2B-en-research-safe) instead: from that release 2,236 such "
+    "links are removed, found with lists of child protection organisations "
+    "(laion.ai/blog/relaion-5b)"
 )
 
 

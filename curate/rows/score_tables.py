@@ -66,7 +66,7 @@ def joined(samples: pa.Table, tables: Sequence[str]) -> tuple[pa.Table, dict[str
 
     The figures: rows, matched and unmatched, and filled: column -> values that came from a table.
     """
-    keys = {"hash": _Keys(_known_hashes(samples)), "url": _Keys(_url_hashes(samples["url"]))}
+    keys = {"hash": _Keys(*_hashes(samples["hash"])), "url": _Keys(*_url_hashes(samples["url"]))}
     urls = samples.column("url").to_pylist()
     brought = {column: _Values(column, samples.num_rows) for column in JOINED}
     matched = np.zeros(samples.num_rows, np.bool_)
@@ -74,7 +74,7 @@ def joined(samples: pa.Table, tables: Sequence[str]) -> tuple[pa.Table, dict[str
         chosen = columns_of(path)
         key = next(iter(chosen))
         for batch in _batches(path, list(chosen.values())):
-            rows, hits = keys[key].matches(_keys_of(batch, key, chosen[key]))
+            rows, hits = keys[key].matches(*_keys_of(batch, key, chosen[key]))
             if key == "url":  # two URLs may have one hash
                 given = tame(batch.column(chosen["url"])).take(pa.array(hits)).to_pylist()
                 same = np.array([urls[r] == g for r, g in zip(rows, given, strict=True)], np.bool_)
@@ -87,17 +87,19 @@ def joined(samples: pa.Table, tables: Sequence[str]) -> tuple[pa.Table, dict[str
 class _Keys:
     """The keys of a part's rows, to look others up in."""
 
-    def __init__(self, keys: npt.NDArray[np.int64]) -> None:
-        self._order = np.argsort(keys, kind="stable")
-        self._sorted = keys[self._order]
+    def __init__(self, keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> None:
+        order = np.argsort(keys, kind="stable")
+        self._sorted, self._rows = keys[order], places[order]
 
-    def matches(self, keys: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return (rows of the part, positions in `keys`) of each pair with one key."""
+    def matches(
+        self, keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return (row of the part, place of the key) of each pair with one key."""
         first = np.searchsorted(self._sorted, keys, "left")
         count = np.searchsorted(self._sorted, keys, "right") - first
         hits = np.repeat(np.arange(len(keys)), count)
         within = np.arange(len(hits)) - np.repeat(np.cumsum(count) - count, count)
-        return self._order[np.repeat(first, count) + within], hits
+        return self._rows[np.repeat(first, count) + within], places[hits]
 
 
 class _Values:
@@ -127,25 +129,28 @@ class _Values:
         return pa.array(found, self._type)
 
 
-def _known_hashes(samples: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the rows' hashes; a row without one never matches, or one time in 2^64."""
-    return np.asarray(pc.fill_null(samples.column("hash"), 0).to_numpy(), np.int64)
+_Known = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _url_hashes(urls: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    values = (mmh3.hash64(one or b"", 0, signed=True)[0] for one in _as_bytes(urls))
-    return np.fromiter(values, np.int64, len(urls))
+def _hashes(values: pa.ChunkedArray) -> _Known:
+    """Return (the hashes, int64 [m], their places) of rows that have one."""
+    known = pc.indices_nonzero(values.is_valid())
+    return values.take(known).to_numpy(), known.to_numpy().astype(np.int64)
 
 
-def _as_bytes(texts: pa.ChunkedArray) -> list[bytes | None]:
-    return list(tame(texts).cast(pa.binary()).to_pylist())
+def _url_hashes(urls: pa.ChunkedArray) -> _Known:
+    """Return (a hash of each URL, int64 [m], their places) of rows that have one."""
+    known = pc.indices_nonzero(urls.is_valid())
+    texts = urls.take(known).cast(pa.binary()).to_pylist()
+    values = (mmh3.hash64(text, 0, signed=True)[0] for text in texts)
+    return np.fromiter(values, np.int64, len(texts)), known.to_numpy().astype(np.int64)
 
 
-def _keys_of(batch: pa.Table, key: str, name: str) -> npt.NDArray[np.int64]:
+def _keys_of(batch: pa.Table, key: str, name: str) -> _Known:
     if key == "url":
-        return _url_hashes(batch.column(name))
+        return _url_hashes(tame(batch.column(name)).cast(pa.string()))
     typed, _ = typed_columns(batch.select([name]), {"hash": name})
-    return np.asarray(pc.fill_null(typed["hash"], 0).to_numpy(zero_copy_only=False), np.int64)
+    return _hashes(pa.chunked_array(typed["hash"]))
 
 
 def _bring(

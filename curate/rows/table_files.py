@@ -24,6 +24,8 @@ from manifests import paths, store
 from manifests.errors import PartDamaged, UserError
 
 BATCH_ROWS = 1 << 16
+READ_BYTES = 1 << 20
+"""Of a parquet column at a time: row groups of gigabytes need no more memory than small ones."""
 TEXT_FORMS = ("csv", "tsv", "txt", "jsonl", "json")
 FORMS = ("parquet", "feather", "arrow", *TEXT_FORMS)
 SUFFIXES = tuple(f".{form}" for form in FORMS) + tuple(f".{form}.gz" for form in TEXT_FORMS)
@@ -70,12 +72,13 @@ def column_names(path: str) -> list[str]:
 
 def count_rows(path: str) -> int:
     """Return how many rows a file has; text is scanned for it. Raises: UserError."""
+    form = form_of(path)
+    names = column_names(path)
     with opened(path) as file:
-        form = form_of(path)
         if form == "parquet":
             return int(pq.ParquetFile(file).metadata.num_rows)
         if form in TEXT_FORMS:
-            return text_tables.count_rows(file, form, column_names(path))
+            return text_tables.count_rows(file, form, names)
         return sum(batch.num_rows for batch in _arrow_batches(file))
 
 
@@ -190,7 +193,7 @@ def _group_of(path: str, row: int) -> tuple[int, int]:
 
 
 def _parquet_batches(file: pa.NativeFile, group: int) -> Iterator[Batch]:
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, buffer_size=READ_BYTES)
     groups = list(range(group, parquet.metadata.num_row_groups))
     for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups):
         yield Batch(pa.Table.from_batches([batch]))
@@ -222,8 +225,8 @@ def opened(path: str) -> Iterator[pa.NativeFile]:
     """Open a file for Arrow, unpacked. Raises: UserError, also for what reading it meets."""
     fs, local = paths.filesystem(path)
     try:
-        raw = pa.OSFile(local) if paths.is_local(path) else pa.PythonFile(fs.open(local, "rb"))
-        with raw:
+        is_local = paths.is_local(path)
+        with pa.OSFile(local) if is_local else pa.PythonFile(fs.open(local, "rb"), "r") as raw:
             yield pa.CompressedInputStream(raw, "gzip") if path.lower().endswith(".gz") else raw
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone.", "It was listed a moment ago.", _FIX) from error

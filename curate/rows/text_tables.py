@@ -29,7 +29,7 @@ MAX_ARRAY_BYTES = 1 << 30
 """Of a JSON array, which is read whole."""
 SHOWN_CHARACTERS = 200
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_TOO_LONG = b"\xff"  # stands for a line that was not kept; no JSON and no URL
+_TOO_LONG = b"\xff(a line that is too long)\xff"  # stands for one that was not kept
 
 
 @dataclass(frozen=True, slots=True)

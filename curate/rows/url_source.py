@@ -27,7 +27,7 @@ from manifests.work import Item, Output, part_name
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
 _NO_CEILING = (
     "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
-    "0.5, and calls 0.45 and below safe. Set filter.drop_above_punsafe: 0.45"
+    "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
 )
 
 
