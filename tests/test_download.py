@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hostile_cases
 import pyarrow.parquet as pq
 import pytest
 from download_worlds import (
@@ -28,6 +30,8 @@ from hostile_server import HostileServer
 from PIL import Image
 from small_inputs import ingest, names_below, record, rows_of, run_here, stages
 
+from curate.download import settle
+from curate.download.statuses import Status
 from manifests.errors import StageFailed, UserError
 from manifests.work import StageDir
 from pipelines.cli import run_cli
@@ -307,6 +311,42 @@ def test_a_list_that_is_all_gone_is_a_result_if_the_user_says_so(
     stage = downloaded(table, tmp_path / "out", rows_per_shard=20, min_success_share=0.0)
     assert record(stage)["dropped"] == {"http_4xx": 20}
     assert len(server.requests) == asked, "what is settled is not asked again"
+
+
+def is_text(url: str) -> bool:
+    """Tell whether a table can hold it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in url)
+
+
+def test_every_hostile_case_ends_with_its_status(
+    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole table through a run; names are resolved by the table, not by this machine."""
+    network = hostile_cases.network()
+    monkeypatch.setattr(settle, "fetch", partial(settle.fetch, network=network))
+    with HostileServer("127.0.0.2") as forbidden:
+        cases = [one for one in hostile_cases.made(server, forbidden) if is_text(one.url)]
+        table = table_of(tmp_path / "in", [case.url for case in cases])
+        settings = hostile_cases.CONFIG.model_dump() | hostile_cases.LIMITS.model_dump()
+        recipe = download_recipe(table, rows_per_shard=1000, **settings)
+        made = stages(run_here(recipe | {"max_quarantine_fraction": 1.0}, tmp_path / "out"))
+        assert forbidden.num_connections == 0
+    found = {row["uid"]: row["reason"] for row in rows_of(made["download"], "verdicts")}
+    early = {row["uid"] for row in rows_of(made["ingest"], "quarantine")}
+    for number, case in enumerate(cases):
+        wanted = "" if case.final_status is Status.OK else case.final_status.value
+        if number in early:
+            assert case.times_asked == 0, case.name
+        else:
+            assert found[number] == wanted, case.name
+    assert len(found) + len(early) == len(cases)
+    listed = {
+        row["uid"]: row for row in listing(Path(made["download"].path, "shards/00000.parquet"))
+    }
+    assert {uid: row["warren_status"] for uid, row in listed.items()} == {
+        uid: reason or "ok" for uid, reason in found.items()
+    }
+    assert all(row["error_message"] for row in listed.values() if row["warren_status"] != "ok")
 
 
 def test_a_blocklist_with_a_bad_line_is_told_before_anything_is_fetched(
