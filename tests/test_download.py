@@ -6,12 +6,14 @@ import gc
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hostile_cases
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from download_worlds import (
@@ -30,9 +32,11 @@ from hostile_server import HostileServer
 from PIL import Image
 from small_inputs import ingest, names_below, record, rows_of, run_here, stages
 
-from curate.download import settle
+from curate.download import layout, settle
 from curate.download.statuses import Status
+from manifests import store
 from manifests.errors import StageFailed, UserError
+from manifests.schemas import SAMPLES
 from manifests.work import StageDir
 from pipelines.cli import run_cli
 
@@ -271,6 +275,32 @@ def test_columns_keep_their_types_and_never_hide_ours(
     assert found.column("n").to_pylist() == [1, None, 3]
     assert found.column("x").to_pylist() == [0.5, 1.0, None]
     assert json.loads(found.column("boxes")[0].as_py()) == [[1.0]]
+
+
+def test_a_run_on_an_object_store_leaves_nothing_on_this_machine(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    table = table_of(tmp_path / "in", serve_photos(server, 25))
+    values = download_recipe(table)
+    here = stages(run_here(values, tmp_path / "out"))["download"]
+    there = stages(run_here(values, "memory://download-run"))["download"]
+    for number in range(3):
+        for ending in (".tar", ".parquet"):
+            name = f"shards/{number:05d}{ending}"
+            assert store.read_bytes(f"{there.path}/{name}") == Path(here.path, name).read_bytes()
+    assert list(Path(tempfile.gettempdir()).glob("warren-*/*")) == []
+
+
+def test_texts_that_are_not_unicode_are_mended(server: HostileServer, tmp_path: Path) -> None:
+    extra = pa.array(['{"a": "\\ud800x", "n": 12345678901234567890}', None, '{"n": 1}'])
+    samples = pa.Table.from_pylist([{"uid": n, "key": str(n)} for n in range(3)])
+    for field in SAMPLES:
+        if field.name not in samples.column_names:
+            values = extra if field.name == "extra" else pa.nulls(3, field.type)
+            samples = samples.append_column(field.name, values)
+    found = layout.source_columns(samples)
+    assert found.column("a").to_pylist() == ["\ufffdx", None, None]
+    assert found.column("n").to_pylist() == ["12345678901234567890", None, "1"]
 
 
 def test_the_same_answers_make_the_same_bytes(server: HostileServer, tmp_path: Path) -> None:
