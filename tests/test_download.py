@@ -6,10 +6,14 @@ import gc
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hostile_cases
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from download_worlds import (
@@ -28,7 +32,11 @@ from hostile_server import HostileServer
 from PIL import Image
 from small_inputs import ingest, names_below, record, rows_of, run_here, stages
 
+from curate.download import layout, settle
+from curate.download.statuses import Status
+from manifests import store
 from manifests.errors import StageFailed, UserError
+from manifests.schemas import SAMPLES
 from manifests.work import StageDir
 from pipelines.cli import run_cli
 
@@ -269,6 +277,32 @@ def test_columns_keep_their_types_and_never_hide_ours(
     assert json.loads(found.column("boxes")[0].as_py()) == [[1.0]]
 
 
+def test_a_run_on_an_object_store_leaves_nothing_on_this_machine(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    table = table_of(tmp_path / "in", serve_photos(server, 25))
+    values = download_recipe(table)
+    here = stages(run_here(values, tmp_path / "out"))["download"]
+    there = stages(run_here(values, "memory://download-run"))["download"]
+    for number in range(3):
+        for ending in (".tar", ".parquet"):
+            name = f"shards/{number:05d}{ending}"
+            assert store.read_bytes(f"{there.path}/{name}") == Path(here.path, name).read_bytes()
+    assert list(Path(tempfile.gettempdir()).glob("warren-*/*")) == []
+
+
+def test_texts_that_are_not_unicode_are_mended(server: HostileServer, tmp_path: Path) -> None:
+    extra = pa.array(['{"a": "\\ud800x", "n": 12345678901234567890}', None, '{"n": 1}'])
+    samples = pa.Table.from_pylist([{"uid": n, "key": str(n)} for n in range(3)])
+    for field in SAMPLES:
+        if field.name not in samples.column_names:
+            values = extra if field.name == "extra" else pa.nulls(3, field.type)
+            samples = samples.append_column(field.name, values)
+    found = layout.source_columns(samples)
+    assert found.column("a").to_pylist() == ["\ufffdx", None, None]
+    assert found.column("n").to_pylist() == ["12345678901234567890", None, "1"]
+
+
 def test_the_same_answers_make_the_same_bytes(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", [*serve_photos(server, 25), server.url("/gone")])
     one = downloaded(table, tmp_path / "one", concurrency=1, resize_threads=1)
@@ -307,6 +341,42 @@ def test_a_list_that_is_all_gone_is_a_result_if_the_user_says_so(
     stage = downloaded(table, tmp_path / "out", rows_per_shard=20, min_success_share=0.0)
     assert record(stage)["dropped"] == {"http_4xx": 20}
     assert len(server.requests) == asked, "what is settled is not asked again"
+
+
+def is_text(url: str) -> bool:
+    """Tell whether a table can hold it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in url)
+
+
+def test_every_hostile_case_ends_with_its_status(
+    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole table through a run; names are resolved by the table, not by this machine."""
+    network = hostile_cases.network()
+    monkeypatch.setattr(settle, "fetch", partial(settle.fetch, network=network))
+    with HostileServer("127.0.0.2") as forbidden:
+        cases = [one for one in hostile_cases.made(server, forbidden) if is_text(one.url)]
+        table = table_of(tmp_path / "in", [case.url for case in cases])
+        settings = hostile_cases.CONFIG.model_dump() | hostile_cases.LIMITS.model_dump()
+        recipe = download_recipe(table, rows_per_shard=1000, **settings)
+        made = stages(run_here(recipe | {"max_quarantine_fraction": 1.0}, tmp_path / "out"))
+        assert forbidden.num_connections == 0
+    found = {row["uid"]: row["reason"] for row in rows_of(made["download"], "verdicts")}
+    early = {row["uid"] for row in rows_of(made["ingest"], "quarantine")}
+    for number, case in enumerate(cases):
+        wanted = "" if case.final_status is Status.OK else case.final_status.value
+        if number in early:
+            assert case.times_asked == 0, case.name
+        else:
+            assert found[number] == wanted, case.name
+    assert len(found) + len(early) == len(cases)
+    listed = {
+        row["uid"]: row for row in listing(Path(made["download"].path, "shards/00000.parquet"))
+    }
+    assert {uid: row["warren_status"] for uid, row in listed.items()} == {
+        uid: reason or "ok" for uid, reason in found.items()
+    }
+    assert all(row["error_message"] for row in listed.values() if row["warren_status"] != "ok")
 
 
 def test_a_blocklist_with_a_bad_line_is_told_before_anything_is_fetched(

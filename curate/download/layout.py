@@ -22,6 +22,7 @@ from curate.download.journal import Span
 from curate.download.statuses import Status, img2dataset_status
 from curate.media.shard_list import SHARDS
 from curate.media.tar_scan import BLOCK_BYTES
+from curate.rows.foreign import without_surrogates
 from manifests.schemas import SAMPLES, UID_ROW_BITS
 
 SHARD_DIGITS = 5
@@ -187,6 +188,7 @@ def _extra_columns(extra: pl.Series) -> dict[str, pl.Series]:
 
 def _typed(name: str, values: list[Any]) -> pl.Series:
     """Return a column of the one type that its values have, else of their JSON."""
+    values = [without_surrogates(one) if isinstance(one, str) else one for one in values]
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return pl.Series(name, values, pl.Float64, strict=False)

@@ -17,6 +17,7 @@ from curate.download.fetch import Fetched, Wanted, fetch
 from curate.download.journal import Journal
 from curate.download.reencode import Refused, Stored, prepare
 from curate.download.statuses import TRANSIENT, Status
+from curate.rows.foreign import without_surrogates
 
 _FILES_AHEAD = 2
 """Files per thread that wait to be encoded."""
@@ -101,7 +102,7 @@ def _judged(one: Fetched, config: DownloadConfig, lists: Blocklists) -> Prepared
 def _note(journal: Journal, one: Fetched, prepared: Prepared) -> None:
     row: dict[str, Any] = {
         "http_code": one.http_code,
-        "final_url": one.final_url,
+        "final_url": None if one.final_url is None else without_surrogates(one.final_url),
         "num_attempts": one.num_attempts,
         "hash_check": str(one.hash_check),
         "sha256": _hex(one.sha256),
@@ -109,7 +110,7 @@ def _note(journal: Journal, one: Fetched, prepared: Prepared) -> None:
     image = b""
     if isinstance(prepared, Refused):
         status = prepared.status
-        row |= {"status": status.value, "detail": prepared.detail}
+        row |= {"status": status.value, "detail": without_surrogates(prepared.detail)}
     else:
         status, image = Status.OK, prepared.data
         row |= {"status": status.value, "detail": "", "suffix": prepared.suffix}
