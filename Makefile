@@ -14,7 +14,7 @@ GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
 # How many processes run the tests; each file's tests stay in one of them.
 JOBS ?= 2
 BENCH ?= $(sort $(wildcard tests/benchmarks/bench_*.py))
-STAGES := ingest filter embed centroids cluster forest dedup select assemble clean resolve mix
+STAGES := ingest filter download drift embed centroids cluster forest dedup decontaminate select assemble clean resolve mix
 
 PIP := $(VENV)/bin/python -m pip
 WITH_GPU := $(filter-out 0,$(strip $(GPU)))

@@ -85,6 +85,11 @@ class SourceConfig(Strict):
         return self.kind == "clip_retrieval"
 
     @property
+    def brings_images(self) -> bool:
+        """Whether image bytes lie in the source's own files."""
+        return self.kind in ("webdataset", "img2dataset")
+
+    @property
     def is_urls(self) -> bool:
         """Whether the source brings URLs, whose images are yet to be fetched."""
         return self.kind == "url_table"

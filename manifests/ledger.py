@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from manifests.schemas import QUARANTINE, VERDICTS, conform
 QUARANTINE_PREFIX = "quarantine:"
 MENDED_PREFIX = "mended:"
 """Begins the reason of a row that is kept, but not as it came."""
+FLAGGED_PREFIX = "flagged:"
+"""Begins the reason of a row that is kept as it is, though a rule would have it dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +93,14 @@ def verdicts(
     cutoffs: npt.NDArray[np.float64] | None = None,
     evidence: pa.Array | None = None,
 ) -> pa.Table:
-    """Return a VERDICTS table; a row is kept when its reason is "" or says that it was mended.
+    """Return a VERDICTS table; a row is kept when its reason is "", or says mended or flagged.
 
     Args: uids uint64 [n]; reasons [n]; scores and cutoffs float64 [n] or None, NaN means none;
     evidence uint64 [n] with nulls or None.
     """
     reason = pa.array(reasons, pa.string())
-    keep = pc.or_(pc.equal(reason, ""), pc.starts_with(reason, MENDED_PREFIX))
+    is_noted = (pc.starts_with(reason, one) for one in (MENDED_PREFIX, FLAGGED_PREFIX))
+    keep = reduce(pc.or_, is_noted, pc.equal(reason, ""))
     columns = {
         "uid": pa.array(uids, pa.uint64()),
         "stage": pa.array([stage] * len(uids), pa.string()),

@@ -15,6 +15,10 @@ from manifests.work import StageDir
 
 _MAX_UID = 2**64
 _WRITES_SHARDS = ("assemble", "mix")
+_OF_DOWNLOAD = (  # columns of its shards' parquets
+    *("error_message", "http_code", "final_url", "num_attempts", "hash_check"),
+    *("original_width", "original_height"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,9 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     quarantined = find(directory.files("quarantine"), uid)
     if quarantined:
         found["detail"] = quarantined["detail"]
+    if directory.stage == "download":
+        answer = find(directory.files("shards", prefix=""), uid) or {}
+        found |= {name: answer[name] for name in _OF_DOWNLOAD if answer.get(name) is not None}
     if directory.stage == "cluster":
         found |= find(directory.files(), uid) or {}
     if directory.stage == "embed":
@@ -155,11 +162,23 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
     if directory.stage == "clean":
         row = find(directory.files(), uid) or {}
         found |= {name: row[name] for name in ("rounds", "token_estimate") if name in row}
+    if directory.stage == "decontaminate":
+        items = _all_of(directory.files("evidence"), uid)
+        found |= {"evidence": items} if items else {}
     if directory.stage in _WRITES_SHARDS:
         row = find(directory.files(), uid)
         found |= {"shard": row["shard"], "member": row["key"]} if row else {}
     found.pop("uid", None)
     return found
+
+
+def _all_of(files: list[str], uid: int) -> list[dict[str, Any]]:
+    """Return all rows with this uid in some parquet parts, without it and without nulls."""
+    rows = []
+    for path in files:
+        of_uid = _scan(path).filter(pl.col("uid") == pl.lit(uid, pl.UInt64))
+        rows += _collected(path, of_uid.drop("uid")).to_dicts()
+    return [{name: one for name, one in row.items() if one is not None} for row in rows]
 
 
 def _ingested(chain: Mapping[str, StageDir], uid: int) -> dict[str, Any] | None:

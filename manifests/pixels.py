@@ -34,6 +34,7 @@ _TURNS = {  # EXIF 2.32, tag 0x0112: value -> what brings the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ONTO_ITS_SIDE = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -45,6 +46,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     turn = _turn(image)
     rgb = _rgb(image)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def swaps_sides(image: Image.Image) -> bool:
+    """Tell whether width and height change places when the image is turned as its EXIF says.
+
+    Ask a loaded image, or a JPEG: other plugins decode to find EXIF, and a failure would be lost.
+    """
+    return _turn(image) in _ONTO_ITS_SIDE
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

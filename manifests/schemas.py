@@ -94,7 +94,8 @@ VERDICTS = pa.schema(
         _field("uid", pa.uint64()),
         _field("stage", pa.string()),
         _field("keep", pa.bool_()),
-        # "" when kept as it is, "mended:<what>" when kept; "quarantine:<error class>" for bad rows
+        # "" when kept as it is, "mended:<what>" or "flagged:<reason>" when kept all the same;
+        # "quarantine:<error class>" for bad rows
         _field("reason", pa.string()),
         _field("score", pa.float64(), null=True),
         _field("cutoff", pa.float64(), null=True),
@@ -118,6 +119,17 @@ SELECTABLE = pa.schema(  # kept rows with what select ranks them by: dedup's kep
         _field("cluster", pa.uint32(), null=True),  # these three: null without embed or cluster
         _field("clip_score", pa.float64(), null=True),
         _field("centroid_cosine", pa.float64(), null=True),
+    ]
+)
+
+EVIDENCE = pa.schema(  # what of the evaluation sets a row is like: the nearest items by method
+    [
+        _field("uid", pa.uint64()),
+        _field("method", pa.string()),  # id_list, image_hash, phash, clip or caption
+        _field("set", pa.string()),  # the evaluation set or id list, by its name in the recipe
+        _field("item", pa.string()),  # its image, text or id
+        _field("score", pa.float64(), null=True),  # bits apart, similarity, share of n-grams
+        _field("num_items", pa.uint32()),  # of the set that the method found; not all are listed
     ]
 )
 
@@ -191,6 +203,7 @@ TABLES: dict[str, pa.Schema] = {
     "VERDICTS": VERDICTS,
     "QUARANTINE": QUARANTINE,
     "SELECTABLE": SELECTABLE,
+    "EVIDENCE": EVIDENCE,
     "CORESET": CORESET,
     "CONVERSATIONS": CONVERSATIONS,
     "CLEANED": CLEANED,

@@ -140,6 +140,20 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise PartDamaged(f"{path} cannot be read: {error}") from error
 
 
+def read_range(path: str, column: str, start: int, stop: int) -> pa.Table:
+    """Return the rows of a parquet file whose column is in start..stop, the end left out.
+
+    Row groups that cannot hold any are not read. Raises: PartDamaged when it is missing or damaged.
+    """
+    fs, local = filesystem(path)
+    try:
+        with fs.open(local, "rb") as file:
+            bounds = [(column, ">=", start), (column, "<", stop)]
+            return pq.read_table(file, filters=bounds)
+    except BAD_PARQUET as error:
+        raise PartDamaged(f"{path} cannot be read: {error}") from error
+
+
 def read_array(path: str) -> npt.NDArray[Any]:
     """Return an npy file's array, memory-mapped when local; arrays of Python objects are refused.
 

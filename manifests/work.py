@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 from manifests import paths, store
 from manifests.errors import PartDamaged
 from manifests.ledger import Tally, kept_uids, tally
-from manifests.schemas import QUARANTINE, VERDICTS, conform
+from manifests.schemas import QUARANTINE, UID_ROW_BITS, VERDICTS, conform
 from manifests.store import Content, Written
 from manifests.strict import Strict
 
 MARKERS = "_done"
+_OTHER_PARTS = ("dedup", "select")
+"""Stages whose parts are not the source's: a row's verdict may lie in any of their files."""
 RECORD = "record.json"
 
 
@@ -113,14 +115,26 @@ class View:
         return list(self.before.values())[-1]
 
     def kept_in_part(self, part: int) -> npt.NDArray[np.uint64]:
-        """Return the uids of one part that the previous stage kept, ascending."""
-        return np.sort(kept_uids(self.previous.verdicts_of(part)))
+        """Return the uids of one part that the previous stage kept, ascending.
+
+        After dedup or select all kept uids of that stage are held in memory, 8 bytes each.
+        """
+        if self.previous.stage not in _OTHER_PARTS:
+            return np.sort(kept_uids(self.previous.verdicts_of(part)))
+        kept = _all_kept(self.previous)
+        low, high = np.searchsorted(kept, self._ends_of(part))
+        return kept[low:high]
 
     def all_kept(self) -> npt.NDArray[np.uint64]:
         """Return all uids that the previous stage kept, ascending (8 bytes a row)."""
-        files = self.previous.verdict_files()
-        kept = [kept_uids(store.read_table(path, ["uid", "keep"])) for path in files]
-        return np.sort(np.concatenate([np.zeros(0, np.uint64), *kept]))
+        return _kept_by(self.previous)
+
+    def _ends_of(self, part: int) -> npt.NDArray[np.uint64]:
+        """Return the first uid of a part, and the first after it."""
+        payload = next(one for one in self.parts() if int(one["part"]) == part)
+        first = int(payload["first_shard_index"])
+        ends = np.array([first, first + len(payload["shards"])], np.uint64)
+        return ends << np.uint64(UID_ROW_BITS)
 
     @property
     def described_by(self) -> StageDir:
@@ -141,6 +155,20 @@ class View:
     def parts(self) -> list[dict[str, Any]]:
         """Return ingest's items, which every part-wise stage shares: {"part": n, ...} each."""
         return list(_parts_of(self.before["ingest"]))
+
+
+def _kept_by(directory: StageDir) -> npt.NDArray[np.uint64]:
+    files = directory.verdict_files()
+    kept = [kept_uids(store.read_table(path, ["uid", "keep"])) for path in files]
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *kept]))
+
+
+@lru_cache(maxsize=1)
+def _all_kept(finished: StageDir) -> npt.NDArray[np.uint64]:
+    """Return all uids that a finished stage kept, ascending; read once, as it never changes."""
+    kept = _kept_by(finished)
+    kept.setflags(write=False)
+    return kept
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -228,6 +228,36 @@ def unmix(out: str, folder: str, as_json: bool) -> None:
     from pipelines.unmix import unmix as write
 
     print_answer(write(ask.chain_of(out), folder).as_json(), as_json, summary)
+
+
+@main.command()
+@out_dir
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["reference-keys", "datacomp-uids", "urls"]),
+    required=True,
+    help="Key files per tar, DataComp's sorted uids, or a URL list.",
+)
+@click.option("--out", "path", required=True, metavar="PATH", help="File or folder to write.")
+@json_flag
+def lists(
+    out: str, kind: Literal["reference-keys", "datacomp-uids", "urls"], path: str, as_json: bool
+) -> None:
+    """Write a run's coreset as a list that other programs read.
+
+    reference-keys: PATH/tar_000000.npy ..., the int64 keys of each input tar (BAAI's retar).
+    datacomp-uids: one npy of dtype u8,u8, sorted (DataComp's resharder).
+    urls: one parquet of url, caption, key, uid, hash, md5 and sha256 (img2dataset).
+
+    Example: warren lists runs/mine --as urls --out coreset_urls.parquet
+    """
+    from pipelines import ask
+    from pipelines.lists import write_list
+
+    source = ask.recipe_of(out).source
+    found = write_list(source, ask.chain_of(out), kind, path)
+    print_answer(found, as_json, lambda one: f"{one['rows']:,} rows in {one['files']:,} files")
 
 
 @main.command()

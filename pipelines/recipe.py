@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from curate.contamination.config import check_needs
 from curate.source_config import SourceConfig
 from manifests import paths, store
 from manifests.errors import UserError
 from manifests.strict import Strict, unknown_key
-from pipelines.stages import STAGES, Stage
+from pipelines.stages import STAGES, Stage, run_order
 
 _PLAIN_KEYS = ("seed", "max_quarantine_fraction", "item_timeout_seconds", "source")
 # a date such as 2024-99-99 is a ValueError, thousands of brackets a RecursionError
@@ -25,7 +26,10 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 SECTIONS = {stage.asked_by: stage for stage in STAGES.values() if stage.name != "ingest"}
 """Section -> a stage that it asks for; all of one section have the section's config class."""
 _NEEDS_IMAGES = ("embed", "assemble")
-_OF_PAIRS = ("filter", "embed", "cluster", "dedup", "select", "assemble")
+_OF_PAIRS = (
+    *("filter", "download", "drift", "embed", "cluster"),
+    *("dedup", "decontaminate", "select", "assemble"),
+)
 _OF_CONVERSATIONS = ("clean", "resolve", "mix")
 
 
@@ -103,9 +107,9 @@ def parse(values: Mapping[str, Any]) -> Recipe:
             sections[name] = config_class(stage).load(given, where=f"recipe.{name}")
     _check_pairs(source, sections)
     configs: dict[str, Strict] = {"ingest": source}
-    for name, stage in STAGES.items():
+    for stage in run_order(brings_embeddings=source.is_embeddings):
         if stage.asked_by in sections:
-            configs[name] = stage.config_from(sections)
+            configs[stage.name] = stage.config_from(sections)
     return Recipe(_seed(values), _fraction(values), _timeout(values), source, sections, configs)
 
 
@@ -163,26 +167,64 @@ def apply_setting(values: dict[str, Any], override: str) -> None:
 def _check_pairs(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
     """Check that each stage gets what it needs, before anything runs. Raises: UserError."""
     _check_rows(source, configs)
-    for name in _NEEDS_IMAGES:
-        if name in configs and source.is_embeddings:
-            raise UserError(
-                f"recipe.{name} needs images.",
-                "A clip_retrieval source brings embeddings, and no images.",
-                f"Remove recipe.{name}, or give a source of image tars.",
-            )
-    if source.is_embeddings and getattr(configs.get("filter"), "drop_below_pixel_std", None):
-        raise UserError(
-            "recipe.filter.drop_below_pixel_std needs images.",
-            "A clip_retrieval source brings embeddings, and no images.",
-            "Remove it, or give a source of image tars.",
-        )
+    _check_images(source, configs)
     has = {*configs, *(("embed",) if source.is_embeddings else ())}
+    check_needs(
+        configs.get("decontaminate"),
+        has_images=source.brings_images or "download" in configs,
+        has_embeddings="embed" in has,
+        has_model="embed" in configs,
+    )
     for asking, needed in _needs(configs):
         if needed not in has:
             raise UserError(
                 f"recipe.{asking} needs recipe.{needed}.",
                 f"It works on what the {needed} stage makes.",
                 f"Add a section {needed}: ... to the recipe.",
+            )
+
+
+def _check_images(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
+    """Check that images are fetched where they are needed, and only there. Raises: UserError."""
+    if source.is_conversations:
+        return
+    if source.brings_images:
+        _check_not_fetched(source, configs)
+        return
+    if source.is_embeddings and "embed" in configs:
+        raise UserError(
+            "recipe.embed needs images before anything is selected.",
+            "A clip_retrieval source brings embeddings; images are fetched after select, if at "
+            "all.",
+            "Remove recipe.embed. To compare fetched images with their published embeddings, add "
+            "a section drift: ...",
+        )
+    brought = "embeddings" if source.is_embeddings else "URLs"
+    for name in _NEEDS_IMAGES:
+        if name in configs and "download" not in configs:
+            raise UserError(
+                f"recipe.{name} needs images.",
+                f"A {source.kind} source brings {brought}, and no images.",
+                f"Add a section download: ... to fetch them, or remove recipe.{name}.",
+            )
+    if getattr(configs.get("filter"), "drop_below_pixel_std", None):
+        raise UserError(
+            "recipe.filter.drop_below_pixel_std needs images.",
+            f"A {source.kind} source brings {brought}; the filter judges rows before any image is "
+            "fetched.",
+            "Remove it, or run the filter on the fetched shards: they are a source of kind "
+            "img2dataset.",
+        )
+
+
+def _check_not_fetched(source: SourceConfig, configs: Mapping[str, Strict]) -> None:
+    """Check that a source that has its images does not ask for them. Raises: UserError."""
+    for name in ("download", "drift"):
+        if name in configs:
+            raise UserError(
+                f"recipe.{name} has nothing to fetch.",
+                f"A {source.kind} source brings its images.",
+                f"Remove recipe.{name}, or give a source of kind url_table or clip_retrieval.",
             )
 
 
@@ -210,6 +252,8 @@ def _needs(configs: Mapping[str, Strict]) -> Iterator[tuple[str, str]]:
     if "mix" in configs:
         yield "mix", "clean"
         yield "mix", "resolve"
+    if "drift" in configs:
+        yield "drift", "download"
     if "cluster" in configs:
         yield "cluster", "embed"
     if "dedup" in configs:

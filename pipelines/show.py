@@ -187,8 +187,17 @@ def _step_text(step: Row) -> str:
         winner = _printable(step.get("evidence_key") or "?")
         words.append(f"lost to {winner} (uid {step['evidence_uid']})")
     shown = {"fate", "reason", "stage", "score", "cutoff", "evidence_uid", "evidence_key"}
+    shown.add("evidence")
     words += [f"{k} {_figure(v)}" for k, v in step.items() if k not in shown]
-    return f"  {step['stage']:<8} {' '.join(words)}"
+    first = f"  {step['stage']:<8} {' '.join(words)}"
+    return "\n".join([first, *map(_evidence_text, step.get("evidence", ()))])
+
+
+def _evidence_text(one: Row) -> str:
+    score = f" ({one['score']:.6g})" if "score" in one else ""
+    more = f", one of {one['num_items']:,}" if one["num_items"] > 1 else ""
+    item = f"{_printable(one['set'])}: {_printable(one['item'])}"
+    return f"           in {item} by {one['method']}{score}{more}"
 
 
 def _reasons(row: Row) -> str:

@@ -1,4 +1,16 @@
-"""THE TABLE of stages, in run order.
+"""THE TABLE of stages, in run order, for every source but one.
+
+A source of images, or of their URLs, is read image by image before anything is compared. Where the
+source brings embeddings, rows are compared and chosen without an image; the stages marked
+`needs_image_bytes` then come right after select, so that only the chosen images are fetched:
+
+    url_table       ingest filter download drift embed centroids cluster forest dedup decontaminate
+                    select assemble
+    clip_retrieval  ingest filter centroids cluster forest dedup select download drift
+                    decontaminate assemble
+
+`run_order` is that rule. Everything else follows from it: a stage is identified by all stages
+before it, and judges the rows that the one before it kept.
 
 A new stage is one file in curate/ (a Strict config, `plan(view) -> list[Item]`,
 `work(view, item) -> Output`), one row here, and its section in a recipe. One section may ask for
@@ -54,6 +66,7 @@ class Stage:
     wants_gpu: a worker gets a GPU where the cluster has any.
     caches_model: its workers keep a model in memory, so other stages get workers of their own.
     uses_seed: the recipe's seed changes the result, so it enters the fingerprint.
+    needs_image_bytes: it comes after select where the source brings embeddings.
     """
 
     name: str
@@ -71,6 +84,7 @@ class Stage:
     wants_gpu: bool = False
     caches_model: bool = False
     uses_seed: bool = False
+    needs_image_bytes: bool = False
 
     def plan(self, phase: Phase, view: View) -> list[Item]:
         """Return the phase's items."""
@@ -127,6 +141,27 @@ _ROWS = (
     ),
     Stage("filter", "curate.rows.filters", "FilterConfig", "VERDICTS", "map"),
     Stage(
+        "download",
+        "curate.download.stage",
+        "DownloadConfig",
+        "SAMPLES",
+        "map",
+        phases=(Phase(), Phase("plan_totals", "work_totals")),
+        identity="identity",
+        needs_image_bytes=True,
+    ),
+    Stage(
+        "drift",
+        "curate.vectors.drift",
+        "DriftConfig",
+        "VERDICTS",
+        "map",
+        identity="identity",
+        wants_gpu=True,
+        caches_model=True,
+        needs_image_bytes=True,
+    ),
+    Stage(
         "embed",
         "curate.vectors.embed",
         "EmbedConfig",
@@ -171,6 +206,19 @@ _ROWS = (
         wants_gpu=True,
     ),
     Stage("dedup", "curate.duplicates.dedup_stage", "DedupConfig", "VERDICTS", "group", version=2),
+    Stage(
+        "decontaminate",
+        "curate.contamination.decontaminate",
+        "DecontaminateConfig",
+        "VERDICTS",
+        "map",
+        phases=(Phase("plan_sets", "work_set"), Phase()),
+        derive="with_model",
+        identity="identity",
+        wants_gpu=True,
+        caches_model=True,
+        needs_image_bytes=True,
+    ),
     Stage(
         "select",
         "curate.rows.select_stage",
@@ -219,3 +267,14 @@ _ROWS = (
 )
 
 STAGES: dict[str, Stage] = {row.name: row for row in _ROWS}
+
+
+def run_order(*, brings_embeddings: bool) -> list[Stage]:
+    """Return all stages in the order in which a run has those that its recipe asks for."""
+    rows = list(STAGES.values())
+    if not brings_embeddings:
+        return rows
+    late = [row for row in rows if row.needs_image_bytes]
+    early = [row for row in rows if not row.needs_image_bytes]
+    after_select = early.index(STAGES["select"]) + 1
+    return [*early[:after_select], *late, *early[after_select:]]

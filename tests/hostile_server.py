@@ -74,8 +74,11 @@ Script = Callable[[Peer], Awaitable[None]]
 class HostileServer:
     """Serves from a thread until the block ends. A path that nobody serves is 404."""
 
-    def __init__(self, host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", *, port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.host = host
+        self.port = port  # 0 until the block begins: any that is free
         self.num_connections = 0
         self.most_open = 0  # connections open at once
         self.requests: list[Request] = []
@@ -149,7 +152,7 @@ class HostileServer:
 
     async def _start(self) -> None:
         self._server = await asyncio.start_server(
-            self._connected, self.host, 0, ssl=self._tls, limit=_MAX_HEAD_BYTES, backlog=512
+            self._connected, self.host, self.port, ssl=self._tls, limit=_MAX_HEAD_BYTES, backlog=512
         )
         self.port: int = self._server.sockets[0].getsockname()[1]
 

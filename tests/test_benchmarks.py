@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parent / "benchmarks"
-QUICK = ("dedup", "assign", "ghosts", "grouping", "cuts", "tars", "scale", "mix")
+QUICK = ("dedup", "assign", "ghosts", "grouping", "cuts", "tars", "scale", "mix", "download")
 
 
 @pytest.fixture(autouse=True)

@@ -213,3 +213,17 @@ def test_no_npy_file_however_broken_gives_another_error_than_value_error(tmp_pat
     assert outcomes["disk"].total() == 400
     assert outcomes["disk"]["refused"] > 0
     assert outcomes["memory"] == outcomes["disk"]
+
+
+def test_a_range_of_rows_is_read_from_a_file_of_many_row_groups_or_none(tmp_path: Path) -> None:
+    uids = np.arange(1000, dtype=np.uint64) + np.uint64(5 << 24)
+    table = pa.table({"uid": uids, "score": np.arange(1000.0)})
+    pq.write_table(table, tmp_path / "many.parquet", row_group_size=64)
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    first = 5 << 24
+    found = store.read_range(str(tmp_path / "many.parquet"), "uid", first + 60, first + 200)
+    assert found.equals(table.slice(60, 140))
+    assert store.read_range(str(tmp_path / "many.parquet"), "uid", 0, first).num_rows == 0
+    assert store.read_range(str(tmp_path / "none.parquet"), "uid", 0, first).num_rows == 0
+    with pytest.raises(PartDamaged):
+        store.read_range(str(tmp_path / "gone.parquet"), "uid", 0, 1)

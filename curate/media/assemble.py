@@ -1,4 +1,4 @@
-"""The assemble stage: the selected samples' original bytes as WebDataset shards, with an index.
+"""The assemble stage: the selected samples' bytes as they lie, as WebDataset shards with an index.
 
     shards/00000.tar               key.jpg (the bytes as they came), key.json (LLaVA row), key.txt
     shards/sizes.json, wids.json   sample counts for open_clip, shard list for webdataset's wids

@@ -106,7 +106,7 @@ def selected(view: View) -> Uids:
 
 def must_rename(view: View, uids: Uids) -> npt.NDArray[np.bool_]:
     """Return which rows have a key that another row has too, bool [n]."""
-    if "select" in view.before:
+    if view.previous.stage == "select":
         tables = [_coreset(view, ["uid", "key"])]
     else:
         tables = [_samples(view, part, ["uid", "key"]) for part in parts_of(view, uids)]

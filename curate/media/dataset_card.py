@@ -93,8 +93,20 @@ def _summary(view: View, contents: Contents) -> str:
     return f"""# Coreset of {contents.num_samples:,} image-text pairs
 
 {held if contents.num_samples else nothing}
-Images are the original bytes, captions the original text. Recipe seed: {view.seed}.
+Images are {_images_are(view)}, captions the original text. Recipe seed: {view.seed}.
 Directory: `{paths.name_of(view.path)}`."""
+
+
+def _images_are(view: View) -> str:
+    """Say what image bytes the shards hold."""
+    if "download" not in view.before:
+        return "the original bytes"
+    config = record_of(view.before["download"])["config"]
+    if config["keep_original_bytes"]:
+        return "the bytes that their URLs gave"
+    size = "" if config["resize"] == "no" else f" at {config['image_size']} px"
+    form = f"{config['encode_format']} ({config['resize']}{size})"
+    return f"what their URLs gave, written anew as {form}"
 
 
 def funnel(records: Mapping[str, Mapping[str, Any]]) -> str:

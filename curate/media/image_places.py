@@ -125,7 +125,7 @@ def identity(roots: Roots) -> list[list[Any]]:
 def _contents(place: Place) -> Any:
     if place.is_tars:
         root, names = tars_of(place)
-        return [[name, *_stamp(paths.join(root, name))] for name in names]
+        return [[name, *stamp(paths.join(root, name))] for name in names]
     try:
         fs, folder = paths.filesystem(place.location)
         if paths.is_local(place.location):
@@ -144,7 +144,8 @@ def _contents(place: Place) -> Any:
         ) from error
 
 
-def _stamp(path: str) -> list[Any]:
+def stamp(path: str) -> list[Any]:
+    """Return [size in bytes, time of change or the like] of a file. Raises: OSError."""
     fs, local = paths.filesystem(path)
     info = fs.info(local)
     found = next((info[key] for key in _STAMPS if key in info), None)
@@ -157,6 +158,18 @@ def listing_digest(folder: str) -> str:
     Links are followed, a link to a folder that it lies in is not. Raises: OSError.
     """
     return _digest(_walk(folder, "", frozenset()))
+
+
+def files_below(location: str) -> list[str]:
+    """Return the names of all files below a folder, local or remote. Raises: OSError."""
+    fs, folder = paths.filesystem(location)
+    if paths.is_local(location):
+        return [name for name, _ in _walk(folder, "", frozenset())]
+    fs.invalidate_cache()
+    if not fs.isdir(folder):
+        raise FileNotFoundError(2, "no such folder", location)
+    below = len(folder.rstrip("/")) + 1
+    return [str(path)[below:] for path in fs.find(folder)]
 
 
 def _digest(entries: Iterable[tuple[str, int | None]]) -> str:

@@ -101,11 +101,24 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         their header.
     Raises: ImageError, of every class.
     """
+    return load(opened(data, max_pixels=max_pixels))
+
+
+def opened(data: bytes, *, max_pixels: int) -> ImageFile.ImageFile:
+    """Return an image with its header read and its pixels not, if it is not too large.
+
+    Raises: ImageError.
+    """
     format_name = _format_of(data)
     if format_name == "WEBP":  # opening alone would claim memory for the canvas
         check_pixels(_webp_sides(data), max_pixels)
     image = _open(format_name, data)
     check_pixels(image.size, max_pixels)
+    return image
+
+
+def load(image: ImageFile.ImageFile) -> Image.Image:
+    """Return the pixels of an opened image as `decode` does. Raises: ImageError."""
     try:
         image.load()
         return upright_rgb(image)

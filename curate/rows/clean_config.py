@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar, Self
 
-import polars as pl
 from pydantic import Field, model_validator
 
 from curate.rows import token_counts
 from curate.rows.clean_rules import BenchmarkImages
-from curate.rows.id_lists import digest_of, read_ids
+from curate.rows.id_lists import digest_of, read_image_ids
 from curate.rows.mend import MendConfig
 from manifests import paths
 from manifests.strict import Strict
 
 _WHERE = "clean.leakage.ids"
-_COCO_NAME = re.compile(r"(?:^|/)COCO_\w+_(\d{12})(?:\.\w+)?$")
 
 
 class LeakageConfig(Strict):
@@ -86,10 +83,6 @@ def identity(config: CleanConfig) -> dict[str, Any]:
 
 def benchmark_images(config: CleanConfig) -> list[BenchmarkImages]:
     """Return the lists that the config names. Raises: UserError for one that cannot be read."""
-    return [BenchmarkImages(_ids(one), one.under) for one in config.leakage]
-
-
-def _ids(one: LeakageConfig) -> pl.Series:
-    given = read_ids(one.ids, where=_WHERE)
-    found = {*given, *(name[1] for line in given if (name := _COCO_NAME.search(line)))}
-    return pl.Series("ids", sorted(found), pl.String)
+    return [
+        BenchmarkImages(read_image_ids(one.ids, where=_WHERE), one.under) for one in config.leakage
+    ]

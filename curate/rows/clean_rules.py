@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from curate.rows.id_lists import image_names
 from curate.rows.turns import GPT, HUMAN, SYSTEM, UNKNOWN, Images, Mask, Turns
 
 MAX_ENTRIES = (1 << 16) - 1
@@ -74,15 +75,9 @@ def repeats_question(turns: Turns, min_chars: int) -> Mask:
 
 
 def is_leaked(images: Images, benchmarks: Sequence[BenchmarkImages]) -> Mask:
-    """Return the rows with an image of a benchmark, bool [n].
-
-    A listed id means a path, its last component, that without its extension, or the piece of the
-    latter after the last underscore: 000000000042 finds coco/val2014/COCO_val2014_000000000042.jpg.
-    """
-    base = images.path.str.replace(r"(?s)\A.*/", "")
-    stem = base.str.replace(r"\.[^.]*\z", "")
-    forms = (images.path, base, stem, stem.str.replace(r"(?s)\A.*_", ""))
-    marked = np.zeros(len(base), bool)
+    """Return the rows with an image of a benchmark, bool [n]; see curate/rows/id_lists.py."""
+    forms = image_names(images.path)
+    marked = np.zeros(len(images.path), bool)
     for one in benchmarks:
         below = images.path.str.starts_with(one.under).to_numpy()
         for form in forms:

@@ -1,12 +1,13 @@
 """The rows to select from, part by part, with the figures that rank them.
 
-After dedup a part is one of its items, whose `kept/` table has all that is needed. Otherwise it is
-a source part, and its figures come from the tables of that part alone. Nothing here ever joins over
-all rows.
+After dedup a part is one of its items, whose `kept/` table has all that is needed; decontaminate
+hands these figures on, by source part. Otherwise a part is a source part, and its figures come from
+the tables of that part alone. Nothing here ever joins over all rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ from curate.rows.select import Selectable
 from curate.vectors import vector_parts
 from manifests import paths, store
 from manifests.errors import PartDamaged
-from manifests.schemas import SELECTABLE, conform
-from manifests.work import View, part_name
+from manifests.schemas import SELECTABLE, UID_ROW_BITS, conform, empty
+from manifests.work import StageDir, View, part_name
 
 KEPT = "kept"
 """Folder of a stage's kept rows as SELECTABLE tables, one per item."""
@@ -45,7 +46,7 @@ class SelectablePart:
 
         Raises: PartDamaged when a table is missing, or lacks a row.
         """
-        if _follows_dedup(self.view):
+        if _has_figures(self.view):
             folder = paths.join(self.view.previous.path, KEPT)
             return selectable_of(store.read_table(paths.join(folder, f"{self.name}.parquet")))
         uids = self.view.kept_in_part(self.number)
@@ -62,8 +63,8 @@ class SelectablePart:
 
 
 def selectable_parts(view: View) -> list[SelectablePart]:
-    """Return the parts in order: dedup's items when it is the stage before, or the source parts."""
-    if not _follows_dedup(view):
+    """Return the parts in order: those of `kept/` where there is one, or the source parts."""
+    if not _has_figures(view):
         return [SelectablePart(view, int(part["part"])) for part in view.parts()]
     numbers = (paths.numeric_suffix(path) for path in view.previous.files(KEPT))
     return [SelectablePart(view, number) for number in numbers if number is not None]
@@ -93,7 +94,27 @@ def table_of(rows: Selectable, *, has_clusters: bool) -> pa.Table:
     return conform(pa.table(columns), SELECTABLE)
 
 
-def _follows_dedup(view: View) -> bool:
+def kept_figures(view: View, part: Mapping[str, Any]) -> pa.Table:
+    """Return the SELECTABLE rows of a source part that the stage before kept, by ascending uid.
+
+    Only after dedup or select, whose parts are clusters: of each of their `kept/` tables, which are
+    by uid, the row groups that hold any are read. Args: part: one of `view.parts()`.
+    """
+    first = int(part["first_shard_index"])
+    ends = first << UID_ROW_BITS, (first + len(part["shards"])) << UID_ROW_BITS
+    found = [store.read_range(path, "uid", *ends) for path in view.previous.files(KEPT)]
+    return conform(pa.concat_tables([empty(SELECTABLE), *found]).sort_by("uid"), SELECTABLE)
+
+
+def has_parts_of_its_own(stage: StageDir) -> bool:
+    """Tell whether a stage's parts may be other than the source's."""
+    return stage.stage in ("dedup", "select")
+
+
+def _has_figures(view: View) -> bool:
+    """Tell whether the stage before left SELECTABLE tables of what it kept."""
+    if view.previous.stage == "decontaminate":
+        return "dedup" in view.before
     return view.previous.stage == "dedup"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -182,16 +182,38 @@ def encode(
     Args: pixels: uint8 [n, height, width, 3]; captions: n texts, cut where the tokenizer ends them.
     """
     import torch
-    from torch.nn.functional import normalize
 
-    is_autocast = clip.autocast is not None
+    with torch.inference_mode():
+        tokens = tokenize(clip, captions).to(clip.device)
+        images = encode_images(clip, pixels)
+        with _autocast(clip):
+            texts = clip.model.encode_text(tokens)
+        return images, _unit_rows(texts)
+
+
+def encode_images(clip: ClipModel, pixels: Pixels) -> torch.Tensor:
+    """Return the image rows alone, as `encode` makes them."""
+    import torch
+
     with torch.inference_mode():
         images = as_input(clip, torch.from_numpy(pixels).to(clip.device))
-        tokens = tokenize(clip, captions).to(clip.device)
-        with torch.autocast(clip.device.type, clip.autocast) if is_autocast else nullcontext():
-            features = clip.model.encode_image(images), clip.model.encode_text(tokens)
-        rows = [normalize(one.float(), dim=-1).half() for one in features]
-    return rows[0], rows[1]
+        with _autocast(clip):
+            features = clip.model.encode_image(images)
+        return _unit_rows(features)
+
+
+def _autocast(clip: ClipModel) -> AbstractContextManager[Any]:
+    import torch
+
+    if clip.autocast is None:
+        return nullcontext()
+    return torch.autocast(clip.device.type, clip.autocast)
+
+
+def _unit_rows(features: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import normalize
+
+    return normalize(features.float(), dim=-1).half()
 
 
 def as_input(clip: ClipModel, pixels: torch.Tensor) -> torch.Tensor:

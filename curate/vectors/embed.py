@@ -261,7 +261,7 @@ def _output(part: int, samples: pa.Table, embedded: Embedded, notes: dict[str, A
     return Output(
         files=files,
         verdicts=_verdicts(samples, embedded.problems),
-        quarantine=_quarantine(samples, embedded.problems),
+        quarantine=quarantine_of(samples, embedded.problems),
         notes=notes,
     )
 
@@ -288,7 +288,8 @@ def _verdicts(samples: pa.Table, problems: Mapping[int, Problem]) -> pa.Table:
     return ledger.verdicts("embed", uids, reasons=reasons)
 
 
-def _quarantine(samples: pa.Table, problems: Mapping[int, Problem]) -> pa.Table:
+def quarantine_of(samples: pa.Table, problems: Mapping[int, Problem]) -> pa.Table:
+    """Return the QUARANTINE rows of some SAMPLES. Args: problems: position -> why not."""
     named = samples.select(["uid", "key", "shard"]).take(pa.array(sorted(problems), pa.int64()))
     found = (problems[at] for at in sorted(problems))
     rows = zip(named.to_pylist(), found, strict=True)

@@ -1,0 +1,1 @@
+"""What of the evaluation sets is among the rows."""
