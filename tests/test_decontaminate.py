@@ -137,18 +137,19 @@ def verdicts(directory: StageDir) -> dict[int, tuple[str, float | None]]:
 def by_definition(world: World, method: str, directory: StageDir) -> dict[int, dict[Any, float]]:
     """Return uid -> {(set, item): score} of one method, by comparing all with all."""
     items = list(world.items())
+    hashes = {item: phash(decode(data, max_pixels=1 << 24)) for _, item, data in items}
     found: dict[int, dict[Any, float]] = {}
     if method == "clip":
         vectors = _benchmark_vectors(directory)
         ours = _vectors(world.before["embed"])
     for uid in world.rows["uid"]:
+        ours_hash = world.phash(uid)
         for name, item, data in items:
             score = None
             if method == "image_hash":
                 score = 0.0 if data == world.images[uid] else None
             elif method == "phash":
-                ours_hash = world.phash(uid)
-                theirs = phash(decode(data, max_pixels=1 << 24))
+                theirs = hashes[item]
                 if ours_hash is not None and theirs is not None:
                     bits = (ours_hash ^ theirs).bit_count()
                     score = float(bits) if bits <= 4 else None
