@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -121,21 +121,25 @@ def answer_row(question: Question, text: str, header: Mapping[str, Any]) -> dict
     }
 
 
+def is_finished(chunk: Chunk, out: str) -> bool:
+    """Tell whether each question of a chunk has its line."""
+    path = Path(out) / chunk.name
+    num_lines = path.read_bytes().count(b"\n") if path.exists() else 0
+    return num_lines == len(chunk.questions)
+
+
 def join_chunks(chunks: Sequence[Chunk], out: str) -> str:
     """Write answers.jsonl of finished chunks and return its path.
 
     Raises: UserError when a chunk is not finished.
     """
-    parts = []
     for chunk in chunks:
-        path = paths.join(out, chunk.name)
-        part = store.read_bytes(path) if chunk.questions else b""
-        if part.count(b"\n") != len(chunk.questions):
+        if not is_finished(chunk, out):
             raise UserError(
-                f"{path} does not hold an answer to each of its questions.",
+                f"{chunk.name} of {out} does not hold an answer to each of its questions.",
                 fix="Give the same command again.",
             )
-        parts.append(part)
+    parts = [(Path(out) / chunk.name).read_bytes() for chunk in chunks if chunk.questions]
     return paths.join(out, store.write(out, ANSWERS, b"".join(parts)).path)
 
 
@@ -191,14 +195,18 @@ def _answered(
 
 def _one_ahead(slices: Iterable[Sequence[Question]]) -> Iterator[list[Asked]]:
     with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting = None
+        waiting: Future[list[Asked]] | None = None
         for some in slices:
-            coming = reader.submit(lambda some=some: [_with_pictures(one) for one in some])
+            coming = reader.submit(_with_all_pictures, some)
             if waiting is not None:
                 yield waiting.result()
             waiting = coming
         if waiting is not None:
             yield waiting.result()
+
+
+def _with_all_pictures(questions: Sequence[Question]) -> list[Asked]:
+    return [_with_pictures(one) for one in questions]
 
 
 def _with_pictures(question: Question) -> Asked:

@@ -1,0 +1,243 @@
+"""Benchmarks answered by a model over an executor, and scored.
+
+    <out>/<set>/run.json, chunks/, answers.jsonl     see train.benchmarks.run
+    <out>/<set>/report.json                          its figures, and what they were made of
+    <out>/<set>/submission.json                      what its server takes, where it takes anything
+
+A set is a benchmark's files: a folder of DATA with the benchmark's name, or with that name and an
+ending ("mmbench-dev", "mmbench-test"), or DATA itself when one benchmark is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from manifests import paths, store
+from manifests.errors import StageFailed, UserError
+from pipelines.executors import Executor, Failed, Resources, make_executor
+from train.benchmarks.answer_config import HEADER, AnswerConfig, begin, header_of
+from train.benchmarks.contract import Benchmark, Profile, QuestionSet
+from train.benchmarks.table import MODULES, benchmark
+
+REPORT = "report.json"
+SUBMISSION = "submission"
+Say = Callable[[str], Any]
+
+
+class EvalConfig(AnswerConfig):
+    """How a model is asked, where, and by whose rules its answers are scored."""
+
+    profile: Profile = "bunny"
+    """bunny: the rules of the published numbers. lmms: lmms-eval's."""
+    executor: Literal["local", "ray"] = "ray"
+
+    def asking(self) -> AnswerConfig:
+        """Return what decides the answers."""
+        return AnswerConfig(**{name: getattr(self, name) for name in AnswerConfig.model_fields})
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkFiles:
+    """One benchmark's files, and the name of the folder that its answers go to."""
+
+    label: str
+    benchmark: Benchmark
+    path: str
+
+
+def sets_in(data: str, names: Sequence[str] | None) -> list[BenchmarkFiles]:
+    """Return the sets of these benchmarks in DATA; of all that are there, for None.
+
+    Raises: UserError for a benchmark that is unknown, or not there.
+    """
+    found: list[BenchmarkFiles] = []
+    for name in MODULES if names is None else names:
+        known = benchmark(name)
+        here = _folders(data, name)
+        if not here and names is not None:
+            if len(names) > 1 or not paths.exists(data):
+                raise _not_there(data, name)
+            here = {name: data}
+        found += [BenchmarkFiles(label, known, path) for label, path in here.items()]
+    if not found:
+        raise _not_there(data, next(iter(MODULES)))
+    return found
+
+
+def _folders(data: str, name: str) -> dict[str, str]:
+    """Return DATA/name and DATA/name-*, by their names without a file's ending."""
+    folder = Path(data)
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {
+        one.stem if one.is_file() else one.name: str(one)
+        for one in entries
+        if one.name == name or one.name.startswith((f"{name}-", f"{name}_", f"{name}."))
+    }
+
+
+def _not_there(data: str, name: str) -> UserError:
+    return UserError(
+        f"{data} has no files of {name}.",
+        f"A benchmark's files are looked for in {data}/NAME, or in {data}/NAME-dev and the like.",
+        f"Known names: {', '.join(MODULES)}.",
+    )
+
+
+def evaluate(
+    model_dir: str, sets: Sequence[BenchmarkFiles], out: str, config: EvalConfig, say: Say
+) -> list[dict[str, Any]]:
+    """Answer and score sets in OUT, or go on with that; return their reports, JSON-ready.
+
+    say: takes lines of progress. Raises: UserError; StageFailed when a chunk failed for good.
+    """
+    if not paths.is_local(out):
+        raise UserError(
+            f"--out {out} is on an object store.",
+            "Answers are files that grow line by line.",
+            "Choose a local folder.",
+        )
+    from train.models.origin import files_hash
+
+    model_dir, out = paths.absolute(model_dir), paths.absolute(out)
+    config = config.located()
+    model_hash = files_hash(model_dir)
+    executor = make_executor(config.executor)
+    try:
+        return [_one(model_dir, one, out, config, model_hash, executor, say) for one in sets]
+    finally:
+        executor.close()
+
+
+def _one(
+    model_dir: str,
+    files: BenchmarkFiles,
+    out: str,
+    config: EvalConfig,
+    model_hash: str,
+    executor: Executor,
+    say: Say,
+) -> dict[str, Any]:
+    from train.benchmarks.run import chunks_of, is_finished, join_chunks
+
+    asked = files.benchmark
+    questions = asked.read(files.path)
+    settled = config.asking().settled(asked.asking, len(questions.questions))
+    header = header_of(questions, model_dir, settled, model_hash)
+    folder = paths.join(out, files.label)
+    begin(folder, header)
+    chunks = chunks_of(questions.questions, settled.num_chunks or 1)
+    todo = [one for one in chunks if not is_finished(one, folder)]
+    say(f"{files.label}: {len(questions.questions)} questions, {len(todo)} of {len(chunks)} chunks")
+    worker = Answerer(model_dir, settled, folder, header)
+    resources = Resources(
+        num_cpus=settled.num_threads,
+        num_gpus=0 if settled.device == "cpu" else executor.gpus_per_worker(),
+    )
+    failures = []
+    for at, one in enumerate(executor.map(worker, todo, resources), start=1):
+        if isinstance(one, Failed):
+            failures.append(one)
+        say(f"{files.label}: {at} of {len(todo)} chunks")
+    if failures:
+        raise _failed(files.label, failures)
+    join_chunks(chunks, folder)
+    return report_of(files, questions, folder, config.profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Made on the driver, called on a worker: loads the model there, returns what answers."""
+
+    model_dir: str
+    config: AnswerConfig
+    out: str
+    header: dict[str, Any]
+
+    def __call__(self) -> Callable[[Any], int]:
+        """Return the function from chunk to the number of answers that were made."""
+        from pipelines.training.launch import ready_for_models
+
+        ready_for_models(quiet=True)
+        from train.benchmarks.run import load_chatter
+
+        return partial(self._do, load_chatter(self.model_dir, self.config))
+
+    def _do(self, chatter: Any, chunk: Any) -> int:
+        from train.benchmarks.run import answer_chunk
+
+        size = self.config.batch_size
+        with _threads(self.config.num_threads):
+            return answer_chunk(chatter, chunk, self.out, self.header, batch_size=size)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads of the CPU: another number may round otherwise."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _failed(label: str, failures: Sequence[Failed[Any]]) -> StageFailed:
+    first = failures[0]
+    told = f"{first.error_class}: {first.message} (tried {first.attempts} times)"
+    return StageFailed(
+        f"{label}: {len(failures)} chunks failed, {first.item.name} with {told}. "
+        "What was answered is kept; the same command goes on."
+    )
+
+
+def report_of(
+    files: BenchmarkFiles, questions: QuestionSet, folder: str, profile: Profile
+) -> dict[str, Any]:
+    """Score a folder's answers.jsonl; write report.json, and the server's file if there is one.
+
+    Returns the report, JSON-ready: a benchmark's figures, and of which model, trained on what
+    data, by which files, edition and profile. Without public answers it has no figures.
+    Raises: UserError when an answer is missing.
+    """
+    from train.benchmarks import answers
+    from train.benchmarks.run import ANSWERS
+
+    one = files.benchmark
+    matched = answers.load(paths.join(folder, ANSWERS), questions, one.answer_id)
+    header = store.read_json(paths.join(folder, HEADER))
+    found: dict[str, Any] = {
+        "set": files.label,
+        "benchmark": one.name,
+        "title": one.title,
+        "edition": questions.version,
+        "profile": profile,
+        "columns": {},
+        "question_files": dict(questions.files),
+        "model": header["model"],
+        "settings": header["settings"],
+        "submission": None,
+        "notes": [*questions.notes, *matched.notes],
+        "empty": len(matched.empty),
+    }
+    if one.submission is not None:
+        name = SUBMISSION + one.submission_suffix
+        store.write(folder, name, one.submission(questions, matched.texts))
+        found["submission"] = paths.join(folder, name)
+    if any(question.answer is not None for question in questions.questions):
+        scored = one.score(questions, matched.texts, profile)
+        shown = {**one.columns}
+        found |= asdict(scored) | {"notes": [*found["notes"], *scored.notes]}
+        found["columns"] = {
+            column: scored.metrics[metric]
+            for column, metric in shown.items()
+            if metric in scored.metrics
+        }
+    store.write_json(folder, REPORT, found)
+    return found
