@@ -146,7 +146,15 @@ def _one(
     if failures:
         raise _failed(files.label, failures)
     join_chunks(chunks, folder)
-    return report_of(files, questions, folder, config.profile)
+    return report_of(files, questions, folder, config.profile, trained_on(model_dir))
+
+
+def trained_on(model_dir: str) -> list[str]:
+    """Return the fingerprints of the data that a model was trained on, as far as it tells."""
+    from train.models.provenance import TRAINING, runs_in
+
+    runs = runs_in(store.read_json(paths.join(model_dir, TRAINING)))
+    return sorted({one for run in runs for one in run["identity"]["data"]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +206,11 @@ def _failed(label: str, failures: Sequence[Failed[Any]]) -> StageFailed:
 
 
 def report_of(
-    files: BenchmarkFiles, questions: QuestionSet, folder: str, profile: Profile
+    files: BenchmarkFiles,
+    questions: QuestionSet,
+    folder: str,
+    profile: Profile,
+    training_data: Sequence[str],
 ) -> dict[str, Any]:
     """Score a folder's answers.jsonl; write report.json, and the server's file if there is one.
 
@@ -220,7 +232,7 @@ def report_of(
         "profile": profile,
         "columns": {},
         "question_files": dict(questions.files),
-        "model": header["model"],
+        "model": {**header["model"], "training_data": list(training_data)},
         "settings": header["settings"],
         "submission": None,
         "notes": [*questions.notes, *matched.notes],
@@ -232,11 +244,10 @@ def report_of(
         found["submission"] = paths.join(folder, name)
     if any(question.answer is not None for question in questions.questions):
         scored = one.score(questions, matched.texts, profile)
-        shown = {**one.columns}
         found |= asdict(scored) | {"notes": [*found["notes"], *scored.notes]}
         found["columns"] = {
             column: scored.metrics[metric]
-            for column, metric in shown.items()
+            for column, metric in one.columns.items()
             if metric in scored.metrics
         }
     store.write_json(folder, REPORT, found)

@@ -17,6 +17,7 @@ MODULES = {
     "seed": "train.benchmarks.seed",
     "mmbench": "train.benchmarks.mmbench",
     "mmvet": "train.benchmarks.mmvet",
+    "demo": "train.benchmarks.demo",
 }
 
 
