@@ -74,14 +74,13 @@ def read(path: str, split: str | None = None) -> QuestionSet:
     parquet = [one for one in files.parquet_files(found) if files.split_of(one) != "dev"]
     parquet = _of_one_split(parquet, split)
     rows_file = _rows_file(found)
+    rows: list[tuple[Mapping[str, Any], tuple[ImageSource, ...]]] = []
     if parquet:
         hub = files.parquet_rows(parquet)
         rows = [(row.values, row.images("image_1")[:1]) for row in hub]
     elif rows_file is not None:
         raw = files.read_json_rows(rows_file)
         rows = [(row, _named_image(row.get("image_1"), rows_file.parent)) for row in raw]
-    else:
-        rows = []
     read_from = [*parquet, *([rows_file] if rows_file and not parquet else [])]
     return _question_set(rows, read_from, keys, split)
 
@@ -166,6 +165,8 @@ def _question(
     name = str(row["id"])
     is_choice = (truth or row).get("question_type") == MULTIPLE_CHOICE
     options = _listed(row.get("options"), name)
+    if is_choice and not options:
+        raise UserError(f"MMMU: {name} has no options.", "", "Download the files again.")
     gold = truth["ground_truth"] if truth else row.get("answer")
     details = _details(name, options if is_choice else None, str(row["question"]))
     asked = str(row["question"])
@@ -225,9 +226,9 @@ def _gold(answer: Any) -> list[str] | None:
 
 
 def letter(question: Question, text: str, profile: Profile) -> tuple[str, bool]:
-    """Return the letter that an answer to a multiple-choice question names, and whether it is drawn.
+    """Return the letter that an answer to a multiple-choice question names, and False.
 
-    Where it names none, the draw of the question's id stands for it.
+    Where it names none: the draw of the question's id, and True.
     """
     options = question.details["options"]
     if any(options):
@@ -257,7 +258,7 @@ def score(questions: QuestionSet, texts: Texts, profile: Profile) -> Report:
             drawn += [one.id] if is_drawn else []
     split = _only_split(questions.questions, None)
     listed = questions.questions
-    told = f"{len(drawn)} answers name no option: each got the random letter of its id"
+    told = f"{len(drawn)} answers name no option: each got the random letter of its id, if any"
     return Report(
         benchmark="mmmu",
         profile=profile,
