@@ -8,28 +8,29 @@ from manifests.errors import UserError
 from train.benchmarks.contract import Question, QuestionSet
 
 
-def edition(name: str, num: int, known: Mapping[int, str]) -> tuple[str, tuple[str, ...]]:
+def edition(
+    name: str, num: int, known: Mapping[int, tuple[str, ...]]
+) -> tuple[str, tuple[str, ...]]:
     """Return the version of a set of `num` questions, and notes for who reads its score.
 
-    known: number of questions -> edition, the usual one first. A smaller set is a subset: its
-    score is not the benchmark's, and says so. Raises: UserError for a set without questions, and
-    for one that no edition is large enough for.
+    known: number of questions -> edition and notes on it, the usual one first. A smaller set is a
+    subset: its score is not the benchmark's, and says so. Raises: UserError for a set without
+    questions, and for one that no edition is large enough for.
     """
-    usual = next(iter(known))
     if num in known:
-        told = f"{known[num]}: figures of {known[usual]} are of other questions"
-        return known[num], () if num == usual else (told,)
+        return known[num][0], known[num][1:]
     if num == 0:
         raise UserError(f"{name}: there are no questions.", "", "Give the benchmark's files.")
-    if num > max(known):
-        listed = ", ".join(f"{size} ({text})" for size, text in known.items())
+    larger = [size for size in known if size > num]
+    if not larger:
+        listed = "; ".join(f"{size}: {texts[0]}" for size, texts in known.items())
         raise UserError(
             f"{name}: {num} questions are more than any edition has.",
             f"Known: {listed}. Several splits or editions may be mixed.",
             "Give the files of one edition and one split.",
         )
-    note = f"{num} of {usual} questions: the score of a subset, not the benchmark's"
-    return f"subset of {usual}", (note,)
+    note = f"{num} of {larger[0]} questions: the score of a subset, not the benchmark's"
+    return f"subset of {larger[0]}", (note,)
 
 
 def refuse_hidden_answers(questions: QuestionSet, hint: str) -> None:

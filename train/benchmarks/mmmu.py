@@ -50,7 +50,7 @@ DOMAINS = {
 }
 DOMAIN_OF = {one: domain for domain, subjects in DOMAINS.items() for one in subjects.split()}
 SPLITS = {"validation": "val", "test": "test"}
-EDITIONS = {"val": {900: "MMMU validation"}, "test": {10500: "MMMU test"}}
+EDITIONS = {"val": {900: ("MMMU validation",)}, "test": {10500: ("MMMU test",)}}
 MULTIPLE_CHOICE = "multiple-choice"
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 OPEN_INSTRUCTION = "Answer the question using a single word or phrase."

@@ -37,7 +37,7 @@ LETTERS = "ABCDE"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SAID = re.compile(r"The answer is ([A-Z]).")
 SPLIT = "test"
-EDITIONS = {4241: "ScienceQA test", 2017: "ScienceQA test, the 2017 questions with a picture"}
+EDITIONS = {4241: ("ScienceQA test",), 2017: ("ScienceQA test, the questions with a picture",)}
 HINT = "Put problems.json beside the questions."
 
 
