@@ -57,12 +57,7 @@ def score(questions: QuestionSet, texts: Texts, profile: Profile = "bunny") -> R
 
     The table has fractions, as the official script prints. A question without an answer is wrong.
     """
-    read = {
-        one.id: _missing(one, profile)
-        if texts[one.id] is None
-        else parse(str(texts[one.id]), profile)
-        for one in questions.questions
-    }
+    read = {one.id: _read(one, texts[one.id], profile) for one in questions.questions}
     rows = []
     for name in FIRST_IDS:
         asked = [one for one in questions.questions if one.category == name]

@@ -140,29 +140,41 @@ def read(path: str) -> QuestionSet:
     tables = files.parquet_files(root)
     if tables:
         return _from_parquet(tables)
-    folder = root if root.is_dir() else root.parent
-    asked = root if root.is_file() else _questions_file(folder)
-    if "annotations" in asked.name:
-        asked = _beside(folder, "val2014", questions=True) or _no_questions(path)
+    asked = _asked(root)
     split = _split(asked)
-    if asked.suffix == ".json":
-        told = files.read_json(asked)
-        split = str(told.get("data_subtype", split)) if isinstance(told, dict) else split
-        rows = told["questions"]
-    else:
+    if asked.suffix == ".jsonl":
         rows = files.read_jsonl(asked)
-    questions = [_question(row, folder, split) for row in rows]
-    return _with_answers(questions, asked, split)
+    else:
+        told = files.read_json(asked)
+        split = str(told.get("data_subtype", split))
+        rows = told.get("questions") or told["annotations"]
+    return _with_answers([_question(row, asked.parent, split) for row in rows], asked, split)
+
+
+def _asked(root: Path) -> Path:
+    """Return the file to read the questions from. Raises: UserError when there is none."""
+    if root.is_file() and "annotations" in root.name:
+        return _beside(root.parent, "val2014", ASKED) or root
+    if root.is_file():
+        return root
+    wanted = [(split, ASKED) for split in ("val2014", "test2015", "test-dev2015")]
+    for split, names in (*wanted, ("val2014", ANSWERED), ("", ("*questions*.json",))):
+        found = _beside(root, split, names)
+        if found:
+            return found
+    raise UserError(
+        f"{root} holds no questions of VQAv2.", "", f"Give one of: {'; '.join(LAYOUTS)}."
+    )
 
 
 def _with_answers(questions: list[Question], asked: Path, split: str) -> QuestionSet:
     """Return the set, joined with what else lies beside: val's answers, or test-dev's ids."""
     sources = [asked]
-    answers = _beside(asked.parent, "val2014", questions=False) if split == "val2014" else None
+    answers = _beside(asked.parent, split, ANSWERED) if split == "val2014" else None
     if answers is not None:
         questions = _joined(questions, files.read_json(answers)["annotations"], answers)
-        sources.append(answers)
-    testdev = _beside(asked.parent, "test-dev2015", questions=True)
+        sources += [answers] if answers != asked else []
+    testdev = _beside(asked.parent, "test-dev2015", ASKED)
     if split == "test2015":
         needed = set() if testdev is None else _ids(testdev)
         questions = [
@@ -184,7 +196,7 @@ def _question_set(
 
 def _question(row: Mapping[str, Any], folder: Path, split: str) -> Question:
     """Return a question of Bunny's file (`text`, `image`) or the official one."""
-    text = row.get("text") or row["question"]
+    text = row.get("text") or row.get("question", "")  # answers alone can be scored, not asked
     name = row.get("image") or f"COCO_{split.replace('-dev', '')}_{int(row['image_id']):012}.jpg"
     places = [folder / split.replace("-dev", ""), folder / "images"]
     place = next((one for one in places if one.is_dir()), places[0])
@@ -199,7 +211,7 @@ def _question(row: Mapping[str, Any], folder: Path, split: str) -> Question:
 
 def _details(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "text": bare(row.get("text") or row["question"]),
+        "text": bare(row.get("text") or row.get("question", "")),
         "answer_type": str(row.get("answer_type", "")),
         "question_type": str(row.get("question_type", "")),
         "optional": False,
@@ -215,7 +227,7 @@ def _joined(
 ) -> list[Question]:
     told = {str(one["question_id"]): one for one in annotations}
     lost = [one.id for one in questions if one.id not in told]
-    if lost or len(told) != len(questions):
+    if lost:
         raise UserError(
             f"{origin} does not have the answers to the questions beside it.",
             f"{len(questions)} questions, {len(told)} with answers; {len(lost)} have none.",
@@ -257,31 +269,21 @@ def _split(path: Path) -> str:
     return next((one for one in COUNTS if one in path.name), "val2014")
 
 
-def _questions_file(folder: Path) -> Path:
-    found = [_beside(folder, split, questions=True) for split in ("val2014", "test2015")]
-    found.append(_beside(folder, "test-dev2015", questions=True))
-    return next((one for one in found if one), None) or _no_questions(folder)
-
-
-def _no_questions(path: str | Path) -> Path:
-    raise UserError(
-        f"{path} holds no questions of VQAv2.", "", f"Give one of: {'; '.join(LAYOUTS)}."
-    )
-
-
-def _beside(folder: Path, split: str, *, questions: bool) -> Path | None:
-    """Return a split's file in a folder: of questions, Bunny's before the official, or answers."""
-    names = [f"*_{split}.jsonl", f"*_{split}_questions.json"]
-    patterns = names if questions else [f"*_{split}_annotations.json"]
+def _beside(folder: Path, split: str, names: Sequence[str]) -> Path | None:
+    """Return a split's first file in a folder, by names in order of preference."""
+    patterns = [name.format(split) for name in names]
     return next((one for name in patterns for one in sorted(folder.glob(name))), None)
 
+
+ASKED = ("*_{}.jsonl", "*_{}_questions.json")
+ANSWERED = ("*_{}_annotations.json", "*annotations*.json")
 
 LAYOUTS = (
     "v2_OpenEnded_mscoco_val2014_questions.json with v2_mscoco_val2014_annotations.json beside it",
     "bunny_vqav2_mscoco_test2015.jsonl or the official test2015 questions, for an upload; with"
     " test-dev2015's beside it, all of those must be answered",
     "bunny_vqav2_mscoco_test-dev2015.jsonl or its official file, to be answered",
-    "a folder with these",
+    "a folder with these; val's answers alone are enough to score, not to ask",
     "parquet of the hub: validation, testdev or test",
 )
 
