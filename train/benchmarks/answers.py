@@ -70,7 +70,8 @@ def match(
     """Return a text or None for each question.
 
     A row is matched by the question's own id, its `question_id`, or its `official_id` (details);
-    where several questions share one, by the row's category, then by its prompt.
+    where several questions share one, by the row's category, then by its prompt. A question that
+    is `optional` (details) needs no answer.
     Raises: UserError listing ids that no question has, ids answered twice, and, unless
     `allow_missing`, ids of questions without an answer.
     """
@@ -87,7 +88,9 @@ def match(
             found[question.id] = row["text"]
             other_prompts += _is_other_prompt(row, question)
     missing = [one.id for one in questions.questions if one.id not in found]
-    _refuse(questions, unknown, twice, [] if allow_missing else missing)
+    optional = {one.id for one in questions.questions if one.details.get("optional")}
+    needed = [] if allow_missing else [name for name in missing if name not in optional]
+    _refuse(questions, unknown, twice, needed)
     return Answers(
         {one.id: found.get(one.id) for one in questions.questions},
         missing,

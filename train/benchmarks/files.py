@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -233,6 +234,11 @@ def split_of(path: str | Path) -> str:
     return Path(path).stem.partition("-0")[0]
 
 
+def parquet_columns(path: str | Path) -> list[str]:
+    """Return the names of a parquet file's columns. Raises: UserError when it is none."""
+    return list(_parquet(str(path)).schema_arrow.names)
+
+
 def parquet_rows(paths: Sequence[str | Path]) -> list[ParquetRow]:
     """Return the rows of parquet files in order, without reading pictures.
 
@@ -316,3 +322,17 @@ def digests(paths: Iterable[str | Path]) -> dict[str, str]:
         )
         for path in listed
     }
+
+
+def digests_of_many(paths: Sequence[str | Path]) -> dict[str, str]:
+    """Return `digests`; small text files that many questions are spread over count as one.
+
+    Its sha256 is that of the sorted lines "name sha256".
+    """
+    texts = [path for path in paths if Path(path).suffix == ".txt"]
+    found = digests(path for path in paths if Path(path).suffix != ".txt")
+    if texts:
+        each = digests(texts)
+        lines = "\n".join(f"{name} {each[name]}" for name in sorted(each))
+        found[f"{len(each)} text files"] = hashlib.sha256(lines.encode()).hexdigest()
+    return found
