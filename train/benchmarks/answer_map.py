@@ -1,4 +1,4 @@
-"""Answers that are one JSON mapping of id to text: uploads for MMMU and MM-Vet, a judge's grades."""
+"""Answers in one JSON mapping of id to text, as uploads for MMMU and MM-Vet are, or of grades."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A model's answers, matched to a benchmark's questions by id: nothing is guessed, nothing dropped.
 
 An answers file is JSON lines of Bunny's schema, `{"question_id", "prompt", "text", "answer_id",
-"model_id", "metadata"}`, or of `question_id` and `text` alone, or a mapping of id to text. What cannot be matched is refused
-with its ids, so that no figure comes from incomplete data.
+"model_id", "metadata"}`, or of `question_id` and `text` alone, or one JSON mapping of id to
+text. What cannot be matched is refused with its ids, so that no figure comes from incomplete data.
 """
 
 from __future__ import annotations
