@@ -1,8 +1,8 @@
 """A model's answers, matched to a benchmark's questions by id: nothing is guessed, nothing dropped.
 
 An answers file is JSON lines of Bunny's schema, `{"question_id", "prompt", "text", "answer_id",
-"model_id", "metadata"}`, or of `question_id` and `text` alone. What cannot be matched is refused
-with its ids, so that no figure comes from incomplete data.
+"model_id", "metadata"}`, or of `question_id` and `text` alone, or one JSON mapping of id to
+text. What cannot be matched is refused with its ids, so that no figure comes from incomplete data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from manifests.errors import UserError
 from train.benchmarks import files
+from train.benchmarks.answer_map import mapped_rows
 from train.benchmarks.contract import Question, QuestionSet
 
 MAX_LISTED = 20
@@ -42,7 +43,7 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
 
     Raises: UserError naming the line that is broken or lacks one of them.
     """
-    rows = files.read_json_rows(path)
+    rows = mapped_rows(path) or files.read_json_rows(path)
     if not rows:
         raise UserError(f"{path} has no answers.", "", "Give the answers as JSON lines.")
     for number, row in enumerate(rows, start=1):
@@ -70,7 +71,8 @@ def match(
     """Return a text or None for each question.
 
     A row is matched by the question's own id, its `question_id`, or its `official_id` (details);
-    where several questions share one, by the row's category, then by its prompt.
+    where several questions share one, by the row's category, then by its prompt. A question that
+    is `optional` (details) needs no answer.
     Raises: UserError listing ids that no question has, ids answered twice, and, unless
     `allow_missing`, ids of questions without an answer.
     """
@@ -87,7 +89,9 @@ def match(
             found[question.id] = row["text"]
             other_prompts += _is_other_prompt(row, question)
     missing = [one.id for one in questions.questions if one.id not in found]
-    _refuse(questions, unknown, twice, [] if allow_missing else missing)
+    optional = {one.id for one in questions.questions if one.details.get("optional")}
+    needed = [] if allow_missing else [name for name in missing if name not in optional]
+    _refuse(questions, unknown, twice, needed)
     return Answers(
         {one.id: found.get(one.id) for one in questions.questions},
         missing,

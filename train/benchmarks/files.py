@@ -234,6 +234,11 @@ def split_of(path: str | Path) -> str:
     return Path(path).stem.partition("-0")[0]
 
 
+def parquet_columns(path: str | Path) -> list[str]:
+    """Return the names of a parquet file's columns. Raises: UserError when it is none."""
+    return list(_parquet(str(path)).schema_arrow.names)
+
+
 def parquet_rows(paths: Sequence[str | Path]) -> list[ParquetRow]:
     """Return the rows of parquet files in order, without reading pictures.
 

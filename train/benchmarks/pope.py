@@ -7,6 +7,7 @@ RUCAIBox/POPE, 8910 of them; that repository and the hub have 9000 since, not al
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,12 @@ FIRST_IDS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 
 PINNED = {"adversarial": 3000, "random": 2910, "popular": 3000}
 NEWER = dict.fromkeys(PINNED, 3000)
+EDITIONS = {
+    **dict.fromkeys(("03d82fffdb8693e7", "d82bcb0388a947a9", "6f1e6dfc61bac688"), "e3e3926"),
+    **dict.fromkeys(("e97476d3c21492db", "aff9e495270a71ed", "64cdd2c21d1b55c9"), "newer"),
+}
+"""Start of the sha256 of a whole category's sorted ids, by lines -> its edition. Computed from
+coco_pope_*.json of both commits."""
 
 
 def parse(text: str, profile: Profile = "bunny") -> str:
@@ -50,12 +57,7 @@ def score(questions: QuestionSet, texts: Texts, profile: Profile = "bunny") -> R
 
     The table has fractions, as the official script prints. A question without an answer is wrong.
     """
-    read = {
-        one.id: _missing(one, profile)
-        if texts[one.id] is None
-        else parse(str(texts[one.id]), profile)
-        for one in questions.questions
-    }
+    read = {one.id: _read(one, texts[one.id], profile) for one in questions.questions}
     rows = []
     for name in FIRST_IDS:
         asked = [one for one in questions.questions if one.category == name]
@@ -76,8 +78,10 @@ def score(questions: QuestionSet, texts: Texts, profile: Profile = "bunny") -> R
     )
 
 
-def _missing(question: Question, profile: Profile) -> str:
-    """Return the answer that a question without one counts as: a wrong one."""
+def _read(question: Question, text: str | None, profile: Profile) -> str:
+    """Return what an answer says; a question without one counts as answered wrongly."""
+    if text is not None:
+        return parse(text, profile)
     if profile == "lmms":
         return ""
     return "no" if question.answer == "yes" else "yes"
@@ -156,21 +160,35 @@ def read(path: str) -> QuestionSet:
 
 def _question_set(questions: Sequence[Question], sources: Sequence[Path]) -> QuestionSet:
     counts = {name: sum(one.category == name for one in questions) for name in FIRST_IDS}
-    notes = []
+    editions = {name: _edition(name, questions) for name in FIRST_IDS}
+    if {"e3e3926", "newer"} <= set(editions.values()):
+        raise UserError(
+            "POPE's categories are of two editions.",
+            ", ".join(f"{name}: {edition}" for name, edition in editions.items()),
+            "Take all three files from one commit; published numbers are of e3e3926.",
+        )
+    version, notes = f"subset of {len(questions)} questions", [OTHER_COUNT.format(len(questions))]
     if counts == PINNED:
-        version = "e3e3926 (8910 questions)"
+        version, notes = "e3e3926 (8910 questions)", []
+        if set(editions.values()) != {"e3e3926"}:
+            notes = ["as many questions as commit e3e3926 has, but not all the same"]
     elif counts == NEWER:
-        version = "newer (9000 questions)"
-        notes = ["9000 questions, not the 8910 of commit e3e3926 that published numbers are of"]
-    else:
-        version = f"subset of {len(questions)} questions"
-        notes = [f"{len(questions)} questions: neither the 8910 of e3e3926 nor the newer 9000"]
+        version, notes = "newer (9000 questions)", [OTHER_COUNT.format(len(questions))]
     return QuestionSet("pope", version, questions, files.digests(sources), notes)
+
+
+OTHER_COUNT = "{} questions, not the 8910 of commit e3e3926 that published numbers are of"
+
+
+def _edition(category: str, questions: Sequence[Question]) -> str:
+    """Return which commit's a whole category is, "" when it is neither's."""
+    names = sorted(one.id for one in questions if one.category == category)
+    return EDITIONS.get(hashlib.sha256("\n".join(names).encode()).hexdigest()[:16], "")
 
 
 def _question(
     category: str,
-    number: int,
+    number: Any,
     row: Mapping[str, Any],
     images: Sequence[ImageSource],
 ) -> Question:
@@ -182,9 +200,10 @@ def _question(
             f"Its label is {row['label']!r}, its category {category!r}.",
             f"Labels are yes and no; categories {', '.join(FIRST_IDS)}.",
         )
+    counted = str(number).lstrip("-").isdigit()
     return Question(
         key(category, row["image"], text),
-        FIRST_IDS[category] + number,
+        FIRST_IDS[category] + int(number) if counted else str(number),
         bare(text) + SINGLE_WORD,
         tuple(images),
         category,
@@ -199,7 +218,7 @@ def _from_parquet(tables: Sequence[Path]) -> list[Question]:
         one = row.values
         category = one.get("category") or files.split_of(row.path)
         told = {"image": one["image_source"], "text": one["question"], "label": one["answer"]}
-        found.append(_question(category, int(one["question_id"]), told, row.images()))
+        found.append(_question(category, one["question_id"], told, row.images()))
     return found
 
 
@@ -208,8 +227,7 @@ def _from_labels(path: Path, folder: Path) -> list[Question]:
     category = _category(path)
     rows = files.read_json_rows(path)
     return [
-        _question(category, int(row["question_id"]), row, [_image(folder, row["image"])])
-        for row in rows
+        _question(category, row["question_id"], row, [_image(folder, row["image"])]) for row in rows
     ]
 
 
@@ -220,13 +238,14 @@ def _from_jsonl(
     labels = {one.id: one.answer for one in official}
     found, lost = [], []
     for row in rows:
-        category, number = str(row.get("category")), int(row["question_id"])
+        category, number = str(row.get("category")), row["question_id"]
         name = key(category, row["image"], row["text"])
         label = row.get("label", row.get("answer", labels.get(name)))
         if label is None:
             lost.append(name)
             continue
-        number -= FIRST_IDS.get(category, 0)
+        if isinstance(number, int):
+            number -= FIRST_IDS.get(category, 0)
         told = {**row, "label": label}
         found.append(_question(category, number, told, [_image(folder, row["image"])]))
     if lost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from manifests.errors import UserError
-from train.benchmarks.contract import Benchmark
+from train.benchmarks.contract import Benchmark, QuestionSet
 
 MODULES = {
     "mme": "train.benchmarks.mme",
@@ -29,3 +29,19 @@ def benchmark(name: str) -> Benchmark:
         )
     found: Benchmark = import_module(MODULES[name]).BENCHMARK
     return found
+
+
+def read_questions(found: Benchmark, path: str) -> QuestionSet:
+    """Return a benchmark's questions from its files, in any of its layouts.
+
+    Raises: UserError when there are none, or when a row lacks a field or has one of another form.
+    """
+    fix = f"Give one of: {'; '.join(found.layouts)}."
+    try:
+        questions = found.read(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no layout of {found.title} that is known.", why, fix) from error
+    if not questions.questions:
+        raise UserError(f"{path} holds no questions of {found.title}.", "", fix)
+    return questions
