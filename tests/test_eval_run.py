@@ -283,7 +283,7 @@ def test_ray_s_workers_write_the_same_file(
     lines: list[str] = []
     evaluate(model_dir, sets_in(str(asked), ["demo"]), str(tmp_path), config, lines.append)
     assert (tmp_path / "demo/answers.jsonl").read_bytes() == answered
-    assert lines[0] == "demo: 200 questions, 2 of 2 chunks"
+    assert lines[0] == "demo: 200 questions, 2 of 2 chunks to do"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ ending ("mmbench-dev", "mmbench-test"), or DATA itself when one benchmark is ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,10 @@ from typing import Any, Literal
 from manifests import paths, store
 from manifests.errors import StageFailed, UserError
 from pipelines.executors import Executor, Failed, Resources, make_executor
+from train.benchmarks import answers
 from train.benchmarks.answer_config import HEADER, AnswerConfig, begin, header_of
-from train.benchmarks.contract import Benchmark, Profile, QuestionSet
-from train.benchmarks.table import MODULES, benchmark
+from train.benchmarks.contract import Benchmark, Profile, Question, QuestionSet, Report, Texts
+from train.benchmarks.table import MODULES, benchmark, read_questions
 
 REPORT = "report.json"
 SUBMISSION = "submission"
@@ -60,9 +61,7 @@ def sets_in(data: str, names: Sequence[str] | None) -> list[BenchmarkFiles]:
         known = benchmark(name)
         here = _folders(data, name)
         if not here and names is not None:
-            if len(names) > 1 or not paths.exists(data):
-                raise _not_there(data, name)
-            here = {name: data}
+            here = {name: _elsewhere(data, name, is_alone=len(names) == 1)}
         found += [BenchmarkFiles(label, known, path) for label, path in here.items()]
     if not found:
         raise _not_there(data, next(iter(MODULES)))
@@ -70,14 +69,28 @@ def sets_in(data: str, names: Sequence[str] | None) -> list[BenchmarkFiles]:
 
 
 def _folders(data: str, name: str) -> dict[str, str]:
-    """Return DATA/name and DATA/name-*, by their names without a file's ending."""
+    """Return DATA/name and DATA/name-*, but for other benchmarks' names; a file may have any end.
+
+    Example: mmbench -> {"mmbench-dev": "data/mmbench-dev"}, without "mmbench-test".
+    """
     folder = Path(data)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    named = {one.stem if one.is_file() else one.name: str(one) for one in entries}
     return {
-        one.stem if one.is_file() else one.name: str(one)
-        for one in entries
-        if one.name == name or one.name.startswith((f"{name}-", f"{name}_", f"{name}."))
+        label: path
+        for label, path in named.items()
+        if label == name or (label.startswith(f"{name}-") and label not in MODULES)
     }
+
+
+def _elsewhere(data: str, name: str, *, is_alone: bool) -> str:
+    """Return where a benchmark without a folder of its name is: with its other split, or DATA."""
+    both = paths.join(data, name.removesuffix("-test"))
+    if paths.exists(both):
+        return both
+    if not is_alone or not paths.exists(data):
+        raise _not_there(data, name)
+    return data
 
 
 def _not_there(data: str, name: str) -> UserError:
@@ -125,14 +138,15 @@ def _one(
     from train.benchmarks.run import chunks_of, is_finished, join_chunks
 
     asked = files.benchmark
-    questions = asked.read(files.path)
-    settled = config.asking().settled(asked.asking, len(questions.questions))
+    questions = read_questions(asked, files.path)
+    to_ask = needed(questions.questions)
+    settled = config.asking().settled(asked.asking, len(to_ask))
     header = header_of(questions, model_dir, settled, model_hash)
     folder = paths.join(out, files.label)
     begin(folder, header)
-    chunks = chunks_of(questions.questions, settled.num_chunks or 1)
+    chunks = chunks_of(to_ask, settled.num_chunks or 1)
     todo = [one for one in chunks if not is_finished(one, folder)]
-    say(f"{files.label}: {len(questions.questions)} questions, {len(todo)} of {len(chunks)} chunks")
+    say(f"{files.label}: {len(to_ask)} questions, {len(todo)} of {len(chunks)} chunks to do")
     worker = Answerer(model_dir, settled, folder, header)
     resources = Resources(
         num_cpus=settled.num_threads,
@@ -147,6 +161,14 @@ def _one(
         raise _failed(files.label, failures)
     join_chunks(chunks, folder)
     return report_of(files, questions, folder, config.profile, trained_on(model_dir))
+
+
+def needed(questions: Sequence[Question]) -> Sequence[Question]:
+    """Return the questions to ask: those that are not `optional`, all where there are no others.
+
+    VQAv2's upload holds test2015 whole, of which only test-dev is scored.
+    """
+    return [one for one in questions if not one.details.get("optional")] or questions
 
 
 def trained_on(model_dir: str) -> list[str]:
@@ -215,40 +237,67 @@ def report_of(
     """Score a folder's answers.jsonl; write report.json, and the server's file if there is one.
 
     Returns the report, JSON-ready: a benchmark's figures, and of which model, trained on what
-    data, by which files, edition and profile. Without public answers it has no figures.
-    Raises: UserError when an answer is missing.
+    data, by which files, edition and profile. A benchmark that only its server, or a judge, can
+    score has no figures; its notes say why. Raises: UserError when an answer is missing.
     """
-    from train.benchmarks import answers
-    from train.benchmarks.run import ANSWERS
-
-    one = files.benchmark
-    matched = answers.load(paths.join(folder, ANSWERS), questions, one.answer_id)
+    matched = _matched(files.benchmark, questions, folder)
     header = store.read_json(paths.join(folder, HEADER))
     found: dict[str, Any] = {
         "set": files.label,
-        "benchmark": one.name,
-        "title": one.title,
+        "benchmark": files.benchmark.name,
+        "title": files.benchmark.title,
         "edition": questions.version,
         "profile": profile,
         "columns": {},
         "question_files": dict(questions.files),
         "model": {**header["model"], "training_data": list(training_data)},
         "settings": header["settings"],
-        "submission": None,
-        "notes": [*questions.notes, *matched.notes],
         "empty": len(matched.empty),
     }
-    if one.submission is not None:
-        name = SUBMISSION + one.submission_suffix
-        store.write(folder, name, one.submission(questions, matched.texts))
-        found["submission"] = paths.join(folder, name)
-    if any(question.answer is not None for question in questions.questions):
-        scored = one.score(questions, matched.texts, profile)
-        found |= asdict(scored) | {"notes": [*found["notes"], *scored.notes]}
-        found["columns"] = {
-            column: scored.metrics[metric]
-            for column, metric in one.columns.items()
-            if metric in scored.metrics
-        }
+    scored, unscored = _scored(files.benchmark, questions, matched.texts, profile)
+    found |= asdict(scored) if scored else {"metrics": {}}
+    found["columns"] = _columns(files.benchmark, found["metrics"])
+    found["submission"], unwritten = _submitted(files.benchmark, questions, matched.texts, folder)
+    notes = [*questions.notes, *matched.notes, *(scored.notes if scored else ())]
+    found["notes"] = list(dict.fromkeys([*notes, *unscored, *unwritten]))
     store.write_json(folder, REPORT, found)
     return found
+
+
+def _matched(one: Benchmark, questions: QuestionSet, folder: str) -> answers.Answers:
+    from train.benchmarks.run import ANSWERS
+
+    asked = replace(questions, questions=needed(questions.questions))
+    path = paths.join(folder, ANSWERS)
+    answers.load(path, asked, one.answer_id)  # none of these may be missing
+    return answers.load(path, questions, one.answer_id, allow_missing=True)
+
+
+def _scored(
+    one: Benchmark, questions: QuestionSet, texts: Texts, profile: Profile
+) -> tuple[Report | None, list[str]]:
+    """Return the report, or None and why. Raises: UserError where no server can score either."""
+    try:
+        return one.score(questions, texts, profile), []
+    except UserError as error:
+        if one.submission is None:
+            raise
+        return None, [f"no figure: {error.what} {error.fix}"]
+
+
+def _columns(one: Benchmark, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: metrics[metric] for name, metric in one.columns.items() if metric in metrics}
+
+
+def _submitted(
+    one: Benchmark, questions: QuestionSet, texts: Texts, folder: str
+) -> tuple[str | None, list[str]]:
+    """Write what the server takes; return its path, or None and why there is none."""
+    if one.submission is None:
+        return None, []
+    name = SUBMISSION + one.submission_suffix
+    try:
+        store.write(folder, name, one.submission(questions, texts))
+    except UserError as error:
+        return None, [f"no file for the server: {error.what} {error.fix}"]
+    return paths.join(folder, name), []

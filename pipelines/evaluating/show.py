@@ -17,7 +17,7 @@ def report_text(report: Report) -> str:
 
 def _parts(report: Report) -> Iterator[str]:
     title = f"{report['title']}: {report['edition']}, profile {report['profile']}"
-    if "metrics" in report:
+    if report["metrics"]:
         rows = [(name, _figure(value)) for name, value in report["metrics"].items()]
         yield table_text(title, ("figure", "value"), rows)
         for name, lines in report["tables"].items():
@@ -26,7 +26,6 @@ def _parts(report: Report) -> Iterator[str]:
         yield f"{report['items']} questions count, {', '.join(counts)}, {report['empty']} empty"
     else:
         yield title
-        yield "its answers are not public: no figure"
     if report["submission"] is not None:
         yield f"for its server: {report['submission']}"
     yield from (f"note: {one}" for one in report["notes"])

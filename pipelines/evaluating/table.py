@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from manifests import paths, store
+from manifests import store
 from train.benchmarks.published import COLUMNS, published
 
 Report = Mapping[str, Any]
@@ -44,9 +45,8 @@ def write_table(out: str, table: Mapping[str, Any]) -> None:
 
 def reports_in(out: str) -> list[dict[str, Any]]:
     """Return the reports of a folder's sets, by name of the set."""
-    fs, local = paths.filesystem(out)
-    names = sorted(paths.name_of(one) for one in fs.ls(local, detail=False))
-    found = (store.read_json(paths.join(out, name, "report.json")) for name in names)
+    files = sorted(Path(out).glob("*/report.json"))
+    found = (store.read_json(str(one)) for one in files)
     return [one for one in found if one is not None]
 
 

@@ -178,10 +178,17 @@ def _question(row: _Row) -> Question:
         "columns": tuple(name for name in ("answer", "split") if name in values),
         "question": values.get("question"),
         "text": str(values.get("question") or ""),
+        "row": _answer_columns(options),
     }
     category = str(values.get("category") or "")
     prompt = f"{asked}\n{INSTRUCTION}"
     return Question(str(index), index, prompt, row.images, category, answer, details)
+
+
+def _answer_columns(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return what Bunny's answers files have besides: its one round, the options that were asked."""
+    shown = dict(_shown(options))
+    return {"round_id": 0, "options": list(shown.values()), "option_char": list(shown)}
 
 
 def _index(values: Mapping[str, Any]) -> int:

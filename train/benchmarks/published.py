@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLUMNS = (
-    *("MME-P", "MME-C", "MMB-T", "MMB-D", "SEED", "SEED-I"),
+    *("MME-P", "MME-C", "MMB-T", "MMB-D", "SEED", "SEED-IMG"),
     *("MMMU-V", "MMMU-T", "VQAv2", "GQA", "SQA-I", "POPE"),
 )
-"""SEED is of images and videos, as the first releases printed it; SEED-I of images alone."""
+"""SEED is of images and videos, as the first releases printed it; SEED-IMG of images alone."""
 FILE = Path(__file__).with_name("published.json")
 
 

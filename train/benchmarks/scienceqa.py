@@ -188,8 +188,10 @@ def _asked(row: Mapping[str, Any]) -> str:
 def _question(
     pid: str, asked: str, num_choices: int, answer: int | None, images: Sequence[ImageSource]
 ) -> Question:
-    details = {"num_choices": num_choices, "text": asked}
     prompt = f"{asked}\n{INSTRUCTION}"
+    # Bunny's own scorer tells questions with a picture by their prompt
+    row = {"prompt": f"<image>\n{prompt}"} if images else {}
+    details = {"num_choices": num_choices, "text": asked, "row": row}
     category = "image" if images else "text only"
     return Question(pid, pid, prompt, tuple(images), category, answer, details)
 

@@ -18,6 +18,8 @@ MODULES = {
     "mmbench": "train.benchmarks.mmbench",
     "mmvet": "train.benchmarks.mmvet",
     "demo": "train.benchmarks.demo",
+    "mmmu-test": "train.benchmarks.mmmu",
+    "mmbench-test": "train.benchmarks.mmbench",
 }
 
 
@@ -27,7 +29,8 @@ def benchmark(name: str) -> Benchmark:
         raise UserError(
             f"There is no benchmark {name!r}.", f"Known: {', '.join(MODULES)}.", "Name one of them."
         )
-    found: Benchmark = import_module(MODULES[name]).BENCHMARK
+    module = import_module(MODULES[name])
+    found: Benchmark = module.TEST if name.endswith("-test") else module.BENCHMARK
     return found
 
 
