@@ -87,3 +87,6 @@ def _typed_line() -> str | None:
     except (EOFError, KeyboardInterrupt):
         _notice("")
         return None
+
+
+COMMANDS = (chat, serve)

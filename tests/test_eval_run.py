@@ -253,7 +253,7 @@ def test_the_command_prints_the_report_and_knows_what_it_was_made_of(
     assert report["metrics"] == {"accuracy": 0.0}
     assert report["items"] == 9
     assert report["model"]["hash"] == files_hash(model_dir)
-    assert list(report["question_files"]) == ["questions.jsonl"]
+    assert list(report["files"]) == ["questions.jsonl"]
     shown = CliRunner().invoke(main, words)
     assert "kind 0" in shown.stdout
     assert "0 of 1 chunks" in shown.stderr

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from train.benchmarks.table import MODULES, benchmark, read_questions
 
 REPORT = "report.json"
 SUBMISSION = "submission"
+_NO_FIGURES = {"metrics": {}, "tables": {}, "items": 0, "missing": [], "unreadable": []}
 Say = Callable[[str], Any]
 
 
@@ -246,16 +248,17 @@ def report_of(
         "set": files.label,
         "benchmark": files.benchmark.name,
         "title": files.benchmark.title,
-        "edition": questions.version,
+        "version": questions.version,
         "profile": profile,
         "columns": {},
-        "question_files": dict(questions.files),
+        "files": dict(questions.files),
         "model": {**header["model"], "training_data": list(training_data)},
         "settings": header["settings"],
-        "empty": len(matched.empty),
+        "empty": list(matched.empty),
+        "warren": version("warren"),
     }
     scored, unscored = _scored(files.benchmark, questions, matched.texts, profile)
-    found |= asdict(scored) if scored else {"metrics": {}}
+    found |= asdict(scored) if scored else dict(_NO_FIGURES)
     found["columns"] = _columns(files.benchmark, found["metrics"])
     found["submission"], unwritten = _submitted(files.benchmark, questions, matched.texts, folder)
     notes = [*questions.notes, *matched.notes, *(scored.notes if scored else ())]

@@ -20,7 +20,7 @@ def table_of(reports: Iterable[Report]) -> dict[str, Any]:
 
     columns: their names. rows: ours first, one for each model and profile, then the published
     ones, with their sources. A cell of ours tells its value and what it was made of: the set, the
-    benchmark's edition and files, the profile, counts, the model's hash, its training data.
+    benchmark's version and files, the profile, counts, the model's hash, its training data.
     """
     ours: dict[str, dict[str, Any]] = {}
     for one in reports:
@@ -72,7 +72,7 @@ def _name(report: Report) -> str:
 
 
 def _cell(report: Report, value: float) -> dict[str, Any]:
-    told = ("set", "benchmark", "edition", "profile", "items", "question_files", "model")
+    told = ("set", "benchmark", "version", "profile", "items", "files", "model", "warren")
     return {
         "value": value,
         **{name: report[name] for name in told},
@@ -103,7 +103,7 @@ def _sources(table: Mapping[str, Any]) -> list[str]:
             sources.setdefault(row["source"], []).append(row["model"])
     lines = [f"{models[0]} to {models[-1]}: {source}" for source, models in sources.items()]
     editions = {
-        column: f"{cell['benchmark']}, {cell['edition']}"
+        column: f"{cell['benchmark']}, {cell['version']}"
         for row in table["rows"]
         if row["source"] is None
         for column, cell in row["cells"].items()

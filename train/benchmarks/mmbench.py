@@ -186,7 +186,7 @@ def _question(row: _Row) -> Question:
 
 
 def _answer_columns(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return what Bunny's answers files have besides: its one round, the options that were asked."""
+    """Return what Bunny's answers have besides: the one round, and the options as asked."""
     shown = dict(_shown(options))
     return {"round_id": 0, "options": list(shown.values()), "option_char": list(shown)}
 
