@@ -3,6 +3,9 @@
     python -m lmms_eval --model warren --model_args pretrained=models/mine --include_path tasks \\
         --tasks warren_mme --batch_size 8
 
+Beside a CPU-only torch, whose torchvision cannot be imported as it is, start it by
+`python -m pipelines.evaluating.lmms_plugin` instead.
+
 It is found by the entry point group `lmms_eval.models`. lmms-eval asks and scores by rules of its
 own, see train/README.md: its figures are not the paper's. `write_task` makes its stock tasks read
 parquet files that are here, by which nothing is fetched.
@@ -18,10 +21,12 @@ from typing import Any
 
 import yaml
 
+from curate.media.torchvision_ops import ensure_torchvision_importable
 from manifests import paths, store
 from manifests.errors import UserError
 from manifests.pixels import upright_rgb
 
+ensure_torchvision_importable()  # lmms-eval imports it
 try:
     import lmms_eval
     from lmms_eval.api.model import lmms
@@ -207,3 +212,9 @@ def _unable(what: str) -> UserError:
     return UserError(
         f"The task {what}, which the model {MODEL} does not.", "", "Choose a task that generates."
     )
+
+
+if __name__ == "__main__":
+    from lmms_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
