@@ -16,7 +16,7 @@ _answers = click.option(
 _allow_missing = click.option(
     "--allow-missing",
     is_flag=True,
-    help="Go on without answers to some questions: wrong, or empty.",
+    help="Questions without an answer count as wrong.",
 )
 
 
