@@ -122,7 +122,7 @@ def test_questions_that_no_layout_fits_are_refused(tmp_path: Path, what: str) ->
         bench = "gqb"
     told = {
         "nothing": "is not there",
-        "no fields": "KeyError: 'imageId'",
+        "no fields": "KeyError: 'answer'",
         "not json": "line 2",
         "empty": "holds no questions",
         "benchmark": "Known: mme, pope",

@@ -58,12 +58,16 @@ QUESTIONS = {
 TEXTS = ["No.", "Woman", "t shirt", "cars", "no"]  # right: 201, 202; 205 does not count
 
 
-@pytest.mark.parametrize("layout", ["file", "folder", "beside", "parquet"])
+@pytest.mark.parametrize("layout", ["file", "folder", "beside", "rows", "parquet"])
 def test_every_layout_gives_the_mean_over_balanced_questions(tmp_path: Path, layout: str) -> None:
     questions = tmp_path / "gqa"
     official = questions / "testdev_balanced_questions.json"
     if layout == "parquet":
         parquet(questions)
+    elif layout == "rows":
+        write_lines(
+            questions / "mine.jsonl", [{"id": name, **one} for name, one in QUESTIONS.items()]
+        )
     else:
         write_json(official, QUESTIONS)
     if layout == "beside":
