@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import answered, asked, refused, score, warren, write_json, write_lines
+from scored_files import answered, asked, refused, score, warren, write_json, write_lines
 
 from manifests.errors import UserError
 from train.benchmarks import answers, files, table

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import answered, refused, score, write_json, write_lines, write_parquet
+from scored_files import answered, refused, score, write_json, write_lines, write_parquet
 
 from train.benchmarks import gqa
 

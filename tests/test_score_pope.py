@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import answered, refused, score, write_lines, write_parquet
+from scored_files import answered, refused, score, write_lines, write_parquet
 
 from train.benchmarks import pope
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import (
+from scored_files import (
     answered,
     asked,
     refused,
