@@ -182,7 +182,8 @@ def _asked(row: Mapping[str, Any]) -> str:
     """Return the question as in Bunny's prompts: a hint, if any, then question and choices."""
     hint = str(row.get("hint") or "").strip()
     choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False)]
-    return "\n".join([*([f"Context: {hint}"] if hint else []), str(row["question"]), *choices])
+    lines = [*([f"Context: {hint}"] if hint else []), str(row["question"]), *choices]
+    return "\n".join(lines).replace("  ", " ").strip()  # as LLaVA's script does: no two blanks
 
 
 def _question(
