@@ -169,11 +169,11 @@ def _question_set(questions: Sequence[Question], sources: Sequence[Path]) -> Que
         )
     version, notes = f"subset of {len(questions)} questions", [OTHER_COUNT.format(len(questions))]
     if counts == PINNED:
-        version, notes = "e3e3926 (8910 questions)", []
+        version, notes = "e3e3926, 8910 questions", []
         if set(editions.values()) != {"e3e3926"}:
             notes = ["as many questions as commit e3e3926 has, but not all the same"]
     elif counts == NEWER:
-        version, notes = "newer (9000 questions)", [OTHER_COUNT.format(len(questions))]
+        version, notes = "newer, 9000 questions", [OTHER_COUNT.format(len(questions))]
     return QuestionSet("pope", version, questions, files.digests(sources), notes)
 
 
