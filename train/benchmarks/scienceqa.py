@@ -32,9 +32,9 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.wording import OPTION_LETTER
 
 LETTERS = "ABCDE"
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SAID = re.compile(r"The answer is ([A-Z]).")
 SPLIT = "test"
 EDITIONS = {4241: ("ScienceQA test",), 2017: ("ScienceQA test, the questions with a picture",)}
@@ -190,7 +190,7 @@ def _question(
     pid: str, asked: str, num_choices: int, answer: int | None, images: Sequence[ImageSource]
 ) -> Question:
     details = {"num_choices": num_choices, "text": asked}
-    prompt = f"{asked}\n{INSTRUCTION}"
+    prompt = asked + OPTION_LETTER
     category = "image" if images else "text only"
     return Question(pid, pid, prompt, tuple(images), category, answer, details)
 
