@@ -39,7 +39,7 @@ MAX_FUNCTION_LINES = 60
 # Declared for others: torchvision must match torch, and open_clip does not name transformers.
 NOT_IMPORTED_BY_US = {"torchvision", "transformers"}  # open_clip: transforms, tokenizers
 # Files whose imports an optional extra brings. They must tell who lacks it what to install.
-OF_EXTRAS = {"train/serve/page.py": "demo"}
+OF_EXTRAS = {"train/serve/page.py": "demo", "train/benchmarks/xlsx.py": "eval"}
 
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

@@ -1,8 +1,8 @@
 """A model's answers, matched to a benchmark's questions by id: nothing is guessed, nothing dropped.
 
 An answers file is JSON lines of Bunny's schema, `{"question_id", "prompt", "text", "answer_id",
-"model_id", "metadata"}`, or of `question_id` and `text` alone. What cannot be matched is refused
-with its ids, so that no figure comes from incomplete data.
+"model_id", "metadata"}`, or of `question_id` and `text` alone, or one JSON mapping of id to
+text. What cannot be matched is refused with its ids, so that no figure comes from incomplete data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from manifests.errors import UserError
 from train.benchmarks import files
+from train.benchmarks.answer_map import mapped_rows
 from train.benchmarks.contract import Question, QuestionSet
 
 MAX_LISTED = 20
@@ -42,7 +43,7 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
 
     Raises: UserError naming the line that is broken or lacks one of them.
     """
-    rows = files.read_json_rows(path)
+    rows = mapped_rows(path) or files.read_json_rows(path)
     if not rows:
         raise UserError(f"{path} has no answers.", "", "Give the answers as JSON lines.")
     for number, row in enumerate(rows, start=1):
