@@ -16,7 +16,7 @@ _answers = click.option(
 _allow_missing = click.option(
     "--allow-missing",
     is_flag=True,
-    help="Go on without answers to some questions: wrong, or empty.",
+    help="Questions without an answer count as wrong.",
 )
 
 
@@ -38,10 +38,10 @@ def score(
 ) -> None:
     """Score any model's answers to a benchmark from files on disk.
 
-    BENCH is one of mme, pope, gqa, vqav2, scienceqa, mmmu, seed, mmbench, mmvet. Its files may be
-    the official ones, Bunny's JSON lines, or the hub's parquet; train/README.md lists them. No
-    figure is printed, and the exit code is 2, when answers are missing, double or of other
-    questions.
+    BENCH is one of mme, pope, gqa, vqav2, scienceqa, mmmu, mmmu-test, seed, mmbench, mmbench-test,
+    mmvet. Its files may be the official ones, Bunny's JSON lines, or the hub's parquet;
+    train/README.md lists them. No figure is printed, and the exit code is 2, when answers are
+    missing, double or of other questions.
 
     Example: warren score pope --questions benchmarks/pope --answers answers.jsonl
     """

@@ -31,6 +31,7 @@ def score(
     asked = table.read_questions(found, questions)
     matched = answers.load(texts, asked, found.answer_id, allow_missing=allow_missing)
     report = found.score(asked, matched.texts, profile)
+    names = answers.names_of(asked)
     return {
         "benchmark": found.name,
         "title": found.title,
@@ -44,9 +45,9 @@ def score(
         },
         "tables": {title: [dict(row) for row in rows] for title, rows in report.tables.items()},
         "items": report.items,
-        "missing": list(report.missing),
-        "unreadable": list(report.unreadable),
-        "empty": list(matched.empty),
+        "missing": [names.get(one, one) for one in report.missing],
+        "unreadable": [names.get(one, one) for one in report.unreadable],
+        "empty": [names[one] for one in matched.empty],
         "notes": list(dict.fromkeys((*report.notes, *matched.notes))),
         "files": {**asked.files, Path(texts).name: store.sha256_of(texts)},
         "warren": version("warren"),
@@ -74,7 +75,7 @@ def write_submission(
         "path": str(path),
         "version": asked.version,
         "questions": len(asked.questions),
-        "missing": list(matched.missing),
+        "missing": [answers.names_of(asked)[one] for one in matched.missing],
         "notes": list(matched.notes),
     }
 
@@ -103,7 +104,8 @@ def submission_text(found: Row) -> str:
 def _parts(found: Row) -> Iterator[str]:
     title = f"{found['title']}: {found['version']}, profile {found['profile']}"
     rows = [(name, _figure(value)) for name, value in found["metrics"].items()]
-    yield table_text(title, ("figure", "value"), rows)
+    yield title
+    yield table_text("figures", ("figure", "value"), rows)
     for name, lines in found["tables"].items():
         heads = list(lines[0]) if lines else []
         yield table_text(name, heads, [[_figure(one.get(head)) for head in heads] for one in lines])

@@ -8,7 +8,7 @@ text. What cannot be matched is refused with its ids, so that no figure comes fr
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +90,8 @@ def match(
             other_prompts += _is_other_prompt(row, question)
     missing = [one.id for one in questions.questions if one.id not in found]
     optional = {one.id for one in questions.questions if one.details.get("optional")}
-    needed = [] if allow_missing else [name for name in missing if name not in optional]
+    names = names_of(questions)
+    needed = [] if allow_missing else [names[one] for one in missing if one not in optional]
     _refuse(questions, unknown, twice, needed)
     return Answers(
         {one.id: found.get(one.id) for one in questions.questions},
@@ -98,6 +99,15 @@ def match(
         [name for name, text in found.items() if not text.strip()],
         _notes(other_prompts, finder.num_by_order),
     )
+
+
+def names_of(questions: QuestionSet) -> dict[str, str]:
+    """Return question id -> what people know it by: its `question_id`, if no other has that."""
+    counts = Counter(str(one.question_id) for one in questions.questions)
+    return {
+        one.id: str(one.question_id) if counts[str(one.question_id)] == 1 else one.id
+        for one in questions.questions
+    }
 
 
 def load(

@@ -37,11 +37,11 @@ from train.benchmarks.contract import (
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
 from train.benchmarks.mmbench_parse import named_option
+from train.benchmarks.wording import OPTION_LETTER
 from train.benchmarks.xlsx import xlsx
 
 LETTERS = "ABCD"
 ROTATION = 1_000_000
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
 OLDER = "an older edition: its figures do not compare with those of the usual one"
 EDITIONS = {
     "dev": {4329: ("MMBench dev, 4329 rows",), 4377: ("MMBench dev, 4377 rows", OLDER)},
@@ -181,7 +181,7 @@ def _question(row: _Row) -> Question:
         "row": _answer_columns(options),
     }
     category = str(values.get("category") or "")
-    prompt = f"{asked}\n{INSTRUCTION}"
+    prompt = asked + OPTION_LETTER
     return Question(str(index), index, prompt, row.images, category, answer, details)
 
 

@@ -37,6 +37,7 @@ from train.benchmarks.contract import (
 )
 from train.benchmarks.editions import edition, refuse_hidden_answers, refuse_twice
 from train.benchmarks.mmmu_parse import drawn_option, is_right, letters_of, named_option
+from train.benchmarks.wording import OPTION_LETTER, SINGLE_WORD
 
 DOMAINS = {
     "Art and Design": "Art Art_Theory Design Music",
@@ -52,8 +53,6 @@ DOMAIN_OF = {one: domain for domain, subjects in DOMAINS.items() for one in subj
 SPLITS = {"validation": "val", "test": "test"}
 EDITIONS = {"val": {900: ("MMMU validation",)}, "test": {10500: ("MMMU test",)}}
 MULTIPLE_CHOICE = "multiple-choice"
-CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
-OPEN_INSTRUCTION = "Answer the question using a single word or phrase."
 NUM_UNKNOWN_OPTIONS = 9
 DIGITS = {"bunny": 3, "lmms": 5}
 HINT = "Put answer_dict_val.json or answer_dict_test.json beside them, or write the submission."
@@ -173,9 +172,9 @@ def _question(
     if is_choice:
         pairs = zip(letters_of(len(options)), options, strict=True)
         lines = [f"({letter}) {option}" for letter, option in pairs]
-        prompt = "\n".join([asked, *lines, "", CHOICE_INSTRUCTION])
+        prompt = "\n".join([asked, *lines, ""]) + OPTION_LETTER
     else:
-        prompt = f"{asked}\n{OPEN_INSTRUCTION}"
+        prompt = asked + SINGLE_WORD
     return Question(name, name, prompt, images, _subject(name), _gold(gold), details)
 
 

@@ -32,9 +32,9 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.wording import OPTION_LETTER
 
 LETTERS = "ABCDE"
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SAID = re.compile(r"The answer is ([A-Z]).")
 SPLIT = "test"
 EDITIONS = {4241: ("ScienceQA test",), 2017: ("ScienceQA test, the questions with a picture",)}
@@ -182,13 +182,14 @@ def _asked(row: Mapping[str, Any]) -> str:
     """Return the question as in Bunny's prompts: a hint, if any, then question and choices."""
     hint = str(row.get("hint") or "").strip()
     choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False)]
-    return "\n".join([*([f"Context: {hint}"] if hint else []), str(row["question"]), *choices])
+    lines = [*([f"Context: {hint}"] if hint else []), str(row["question"]), *choices]
+    return "\n".join(lines).replace("  ", " ").strip()  # as LLaVA's script does: no two blanks
 
 
 def _question(
     pid: str, asked: str, num_choices: int, answer: int | None, images: Sequence[ImageSource]
 ) -> Question:
-    prompt = f"{asked}\n{INSTRUCTION}"
+    prompt = asked + OPTION_LETTER
     # Bunny's own scorer tells questions with a picture by their prompt
     row = {"prompt": f"<image>\n{prompt}"} if images else {}
     details = {"num_choices": num_choices, "text": asked, "row": row}

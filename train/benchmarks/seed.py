@@ -33,10 +33,10 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.wording import OPTION_LETTER
 
 LETTERS = "ABCD"
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
 VIDEO_DIFFERS = "the published figure of all has 5009 video questions, this has 3757"
 EDITIONS = {
     19242: ("SEED-Bench-1 as Bunny used it, 14233 image and 5009 video questions",),
@@ -168,7 +168,7 @@ def _question(
     types: Mapping[str, int],
 ) -> Question:
     lines = [f"{letter}. {row[name]}" for letter, name in zip(LETTERS, CHOICES, strict=True)]
-    built = "\n".join([str(row["question"]), *lines, INSTRUCTION])
+    built = "\n".join([str(row["question"]), *lines]) + OPTION_LETTER
     if row["data_type"] not in ("image", "video"):
         raise UserError(
             f"SEED-Bench: {row['question_id']} is of type {row['data_type']!r}.",

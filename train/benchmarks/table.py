@@ -14,12 +14,12 @@ MODULES = {
     "vqav2": "train.benchmarks.vqav2",
     "scienceqa": "train.benchmarks.scienceqa",
     "mmmu": "train.benchmarks.mmmu",
+    "mmmu-test": "train.benchmarks.mmmu:TEST",
     "seed": "train.benchmarks.seed",
     "mmbench": "train.benchmarks.mmbench",
+    "mmbench-test": "train.benchmarks.mmbench:TEST",
     "mmvet": "train.benchmarks.mmvet",
     "demo": "train.benchmarks.demo",
-    "mmmu-test": "train.benchmarks.mmmu",
-    "mmbench-test": "train.benchmarks.mmbench",
 }
 
 
@@ -29,8 +29,8 @@ def benchmark(name: str) -> Benchmark:
         raise UserError(
             f"There is no benchmark {name!r}.", f"Known: {', '.join(MODULES)}.", "Name one of them."
         )
-    module = import_module(MODULES[name])
-    found: Benchmark = module.TEST if name.endswith("-test") else module.BENCHMARK
+    module, _, attribute = MODULES[name].partition(":")
+    found: Benchmark = getattr(import_module(module), attribute or "BENCHMARK")
     return found
 
 
