@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from small_chats import save_talkative_llava
 
 from pipelines.cli import main
+from pipelines.demo.language import ASKED_KINDS
+from pipelines.demo.train_show import write_answers, write_questions
+from pipelines.demo.vlm_questions import held_out
 from pipelines.evaluating.table import markdown, table_of
 from train.benchmarks.published import COLUMNS, published
 from train.benchmarks.table import MODULES, benchmark, read_questions
@@ -137,3 +140,18 @@ def test_a_missing_cell_is_blank() -> None:
     }
     (row,) = [line for line in markdown(table_of([report])).splitlines() if "| m (lmms)" in line]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [*[""] * 9, "12.3", "", ""]
+
+
+def test_what_the_demo_asked_is_a_benchmark_that_score_reads(tmp_path: Path) -> None:
+    asked = held_out(2)
+    out = str(tmp_path / "benchmark")
+    write_questions(asked, out)
+    write_answers({"finetuned": [one.answer for one in asked]}, asked, out)
+    files = ["--questions", out, "--answers", f"{out}/answers/finetuned.jsonl"]
+    done = CliRunner().invoke(main, ["score", "demo", *files, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["metrics"] == {"accuracy": 100.0}
+    assert [row["category"] for row in found["tables"]["categories"]] == list(ASKED_KINDS)
+    pictures = read_questions(benchmark("demo"), out).questions
+    assert [one.images[0].read() for one in pictures] == [one.image for one in asked]
