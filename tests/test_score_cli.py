@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,24 @@ def test_pictures_of_parquet_are_read_when_asked(tmp_path: Path) -> None:
     assert [len(row.images("images")) for row in rows] == [2, 0, 0]
     with pytest.raises(UserError, match="has no bytes"):
         rows[2].images()[0].read()
+
+
+def test_the_readme_names_every_benchmark_and_its_files() -> None:
+    text = (Path(__file__).parents[1] / "train" / "README.md").read_text()
+    assert [
+        name for name in table.MODULES if f"| `{name.removesuffix('-test')}` |" not in text
+    ] == []
+    layouts = " ".join(line for name in table.MODULES for line in table.benchmark(name).layouts)
+    named = re.findall(r"[\w*{}<>,-]+\.(?:jsonl|json|tsv)\b", layouts)
+    assert named
+    assert [name for name in named if name not in text and "answer_dict_*" not in name] == []
+
+
+def test_uploads_of_vqa_and_gqa_are_answers_too(tmp_path: Path) -> None:
+    for names in (("question_id", "answer"), ("questionId", "prediction")):
+        rows = [dict(zip(names, (number, "dog"), strict=True)) for number in ("1", "2", "3")]
+        path = write_json(tmp_path / f"{names[1]}.json", rows)
+        assert score("gqa", gqa(tmp_path), path)["metrics"]["accuracy"] == 100.0
 
 
 def test_every_benchmark_of_the_table_is_named_in_the_help() -> None:

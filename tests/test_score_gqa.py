@@ -96,6 +96,7 @@ def parquet(folder: Path) -> None:
     rows = [{"id": name, **one} for name, one in QUESTIONS.items()]
     write_parquet(folder / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", rows)
     images = [{"id": "n161313", "image": b"pixels"}]
+    write_parquet(folder / "val_balanced_instructions" / "val-00000-of-00001.parquet", rows[:1])
     write_parquet(folder / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", images)
 
 

@@ -26,7 +26,7 @@ def mapped_rows(path: str | Path) -> list[dict[str, Any]] | None:
             "Which one counts cannot be known.",
             "Keep one answer per question.",
         ) from error
-    if not isinstance(found, dict) or "question_id" in found:
+    if not isinstance(found, dict) or {"question_id", "text"} & set(found):  # a row, alone
         return None
     return [{"question_id": name, "text": _text(value)} for name, value in found.items()]
 

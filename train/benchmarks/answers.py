@@ -2,7 +2,8 @@
 
 An answers file is JSON lines of Bunny's schema, `{"question_id", "prompt", "text", "answer_id",
 "model_id", "metadata"}`, or of `question_id` and `text` alone, or one JSON mapping of id to
-text. What cannot be matched is refused with its ids, so that no figure comes from incomplete data.
+text, or an upload for VQA or GQA. What cannot be matched is refused with its ids, so that no
+figure comes from incomplete data.
 """
 
 from __future__ import annotations
@@ -46,9 +47,18 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     rows = mapped_rows(path) or files.read_json_rows(path)
     if not rows:
         raise UserError(f"{path} has no answers.", "", "Give the answers as JSON lines.")
-    for number, row in enumerate(rows, start=1):
+    named = [_by_our_names(row) for row in rows]
+    for number, row in enumerate(named, start=1):
         _check(row, path, number)
-    return rows
+    return named
+
+
+def _by_our_names(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the names that uploads for VQA and GQA have replaced."""
+    if "question_id" in row and "text" in row:
+        return row
+    theirs = {"questionId": "question_id", "answer": "text", "prediction": "text"}
+    return {theirs.get(name, name): value for name, value in row.items()}
 
 
 def _check(row: Mapping[str, Any], path: str | Path, number: int) -> None:
