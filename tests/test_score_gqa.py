@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import answered, refused, score, write_json, write_lines, write_parquet
+from scored_files import answered, refused, score, write_json, write_lines, write_parquet
 
 from train.benchmarks import gqa
 
@@ -58,12 +58,16 @@ QUESTIONS = {
 TEXTS = ["No.", "Woman", "t shirt", "cars", "no"]  # right: 201, 202; 205 does not count
 
 
-@pytest.mark.parametrize("layout", ["file", "folder", "beside", "parquet"])
+@pytest.mark.parametrize("layout", ["file", "folder", "beside", "rows", "parquet"])
 def test_every_layout_gives_the_mean_over_balanced_questions(tmp_path: Path, layout: str) -> None:
     questions = tmp_path / "gqa"
     official = questions / "testdev_balanced_questions.json"
     if layout == "parquet":
         parquet(questions)
+    elif layout == "rows":
+        write_lines(
+            questions / "mine.jsonl", [{"id": name, **one} for name, one in QUESTIONS.items()]
+        )
     else:
         write_json(official, QUESTIONS)
     if layout == "beside":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmark_files import refused, score, write_lines, write_parquet
+from scored_files import refused, score, write_lines, write_parquet
 
 from train.benchmarks import mme
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import answered, refused, score, write_lines, write_parquet
+from scored_files import answered, refused, score, write_lines, write_parquet
 
 from train.benchmarks import pope
 
@@ -202,3 +203,44 @@ def test_a_whole_set_by_its_counts_says_which_edition_it_is(tmp_path: Path) -> N
         found = pope.read(str(labelled(tmp_path / str(random), labels)))
         assert found.version == version
         assert found.notes, "planted questions are not the published ones"
+
+
+def test_a_question_asked_twice_counts_twice_and_a_file_given_twice_is_refused(
+    tmp_path: Path,
+) -> None:
+    twice = [row(1, "yes"), {**row(1, "yes"), "question_id": 2}]
+    path = write_lines(tmp_path / "coco_pope_random.json", twice)
+    answers = write_lines(tmp_path / "a.jsonl", answered([1, 2], ["yes", "no"]))
+    assert score("pope", path, answers)["tables"]["categories"][0]["accuracy"] == 0.5
+    write_lines(path, [twice[0], twice[0]])
+    assert "is there twice" in refused("pope", path, answers)
+
+
+def test_ids_that_are_bunnys_already_stay(tmp_path: Path) -> None:
+    for category, wanted in LABELS.items():
+        rows = [row(at, label) for at, label in enumerate(wanted, 1)]
+        rows = [{**one, "question_id": FIRST[category] + one["question_id"]} for one in rows]
+        write_lines(tmp_path / "p" / f"coco_pope_{category}.json", rows)
+    found = score("pope", tmp_path / "p", bunny_answers(tmp_path))
+    assert found["metrics"]["f1"] == pytest.approx(50.0)
+
+
+def test_answers_beside_the_questions_are_not_taken_for_questions(tmp_path: Path) -> None:
+    labelled(tmp_path, LABELS)
+    answers = bunny_answers(tmp_path).rename(tmp_path / "a_pope_answers.jsonl")
+    assert score("pope", tmp_path, answers)["metrics"]["f1"] == pytest.approx(50.0)
+    write_lines(tmp_path / "questions.jsonl", bunny_rows(LABELS))
+    assert score("pope", tmp_path, answers)["metrics"]["f1"] == pytest.approx(50.0)
+
+
+def test_categories_of_two_editions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published ids are not here: two planted sets stand for the two commits."""
+    questions = pope.read(str(labelled(tmp_path, LABELS))).questions
+    marks = {}
+    for category, edition in (("adversarial", "e3e3926"), ("random", "newer")):
+        names = sorted(one.id for one in questions if one.category == category)
+        marks[hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]] = edition
+    monkeypatch.setattr(pope, "EDITIONS", marks)
+    assert "two editions" in refused("pope", tmp_path, bunny_answers(tmp_path))

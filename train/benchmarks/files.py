@@ -184,6 +184,25 @@ def read_json_rows(path: str | Path) -> list[dict[str, Any]]:
     return list(rows)
 
 
+def question_lines(folder: str | Path, pattern: str) -> list[Path]:
+    """Return a folder's JSON-lines files of questions, those that match a pattern first.
+
+    Answers may lie beside them: their rows have a `text` too, but no `image` or `question`.
+    """
+    found = sorted(Path(folder).glob("*.jsonl"), key=lambda one: not one.match(pattern))
+    return [one for one in found if _asks(one)]
+
+
+def _asks(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(row, dict) and bool({"image", "question", "image_source"} & set(row))
+
+
 def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
     """Yield the rows of a TSV file with a header, quoted as pandas and Excel quote.
 

@@ -101,7 +101,10 @@ def read(path: str) -> QuestionSet:
         return _question_set(_from_parquet(asked, tables), asked)
     folder = root if root.is_dir() else root.parent
     official = root if root.suffix == ".json" else _official(folder)
-    lines = [root] if root.suffix == ".jsonl" else sorted(folder.glob("*gqa*.jsonl"))
+    lines = [root] if root.suffix == ".jsonl" else files.question_lines(folder, "*gqa*")
+    if official is None and lines and "answer" in files.read_jsonl(lines[0])[0]:
+        rows = files.read_jsonl(lines[0])
+        return _question_set([_from_row(row, folder) for row in rows], lines[:1])
     if official is None:
         raise UserError(
             f"{path} has no answers to GQA.",
@@ -135,12 +138,12 @@ def _question(
     structural = str(types.get("structural", ""))
     details = {
         "balanced": bool(told.get("isBalanced", True)),
-        "kind": "open" if structural == "query" else "binary",
+        "kind": ("open" if structural == "query" else "binary") if structural else "unknown",
         "structural": structural,
         "semantic": str(types.get("semantic", "")),
         "text": bare(told["question"]),
     }
-    here = images or (files.FileImage(str(folder / "images" / f"{told['imageId']}.jpg")),)
+    here = images or (files.FileImage(str(folder / "images" / f"{told.get('imageId')}.jpg")),)
     prompt = asked or told["question"] + SINGLE_WORD
     return Question(str(name), str(name), prompt, here, structural, told["answer"], details)
 
@@ -161,6 +164,14 @@ def _from_jsonl(
         image = files.FileImage(str(folder / "images" / row["image"]))
         found.append(_question(name, told[name], folder, (image,), row["text"]))
     return found
+
+
+def _from_row(row: Mapping[str, Any], folder: Path) -> Question:
+    """Return the question of a row of the hub, or of Bunny's file with an `answer`."""
+    name = str(row.get("question_id", row.get("id")))
+    image = str(row.get("imageId") or Path(str(row["image"])).stem)
+    text = bare(row.get("question") or row["text"])
+    return _question(name, {**row, "imageId": image, "question": text}, folder)
 
 
 def _from_parquet(asked: Sequence[Path], tables: Sequence[Path]) -> list[Question]:
@@ -187,12 +198,13 @@ def _is_asked(path: Path) -> bool:
 
 def _official(folder: Path) -> Path | None:
     places = (folder, folder / "data", *sorted(one for one in folder.glob("*/") if one.is_dir()))
-    return next((one / OFFICIAL for one in places if (one / OFFICIAL).is_file()), None)
+    named = (one / OFFICIAL for one in places if (one / OFFICIAL).is_file())
+    return next(named, None) or next(iter(sorted(folder.glob("*questions*.json"))), None)
 
 
 LAYOUTS = (
     f"a folder with {OFFICIAL} and images/, or that file",
-    f"bunny_gqa_testdev_balanced.jsonl with {OFFICIAL} beside it",
+    f"bunny_gqa_testdev_balanced.jsonl with {OFFICIAL} beside it, or with an `answer` a row",
     "parquet of the hub: testdev_balanced_instructions, and testdev_balanced_images for images",
 )
 

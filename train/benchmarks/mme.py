@@ -129,7 +129,7 @@ def read(path: str) -> QuestionSet:
     tables = files.parquet_files(root)
     if tables:
         return _question_set(_from_parquet(tables), tables)
-    asked = [root] if root.is_file() else sorted(root.glob("*mme*.jsonl"))
+    asked = [root] if root.is_file() else files.question_lines(root, "*mme*")
     release = _release(root if root.is_dir() else root.parent)
     sources = _text_files(release) if release else []
     if not asked and not sources:
@@ -216,7 +216,10 @@ def _from_jsonl(
     answers = {one.id: one.answer for one in official}
     found = []
     for row in rows:
-        name = question_id(str(row["question_id"]), row["text"])
+        image, text = str(row["question_id"]), str(row.get("text") or row["question"])
+        if Path(image).parts[0] not in SIZES and row.get("category") in SIZES:
+            image = f"{row['category']}/{image}"
+        name = question_id(image, text)
         right = row.get("answer", row.get("label", answers.get(name)))
         if right is None:
             raise UserError(
@@ -224,8 +227,8 @@ def _from_jsonl(
                 f"{len(answers)} questions with answers were found in {folder}.",
                 f"Put {RELEASE} beside the JSONL file.",
             )
-        image = files.FileImage(str(folder / str(row.get("image", row["question_id"]))))
-        found.append(_question(str(row["question_id"]), row["text"], right, [image], folder))
+        source = files.FileImage(str(folder / str(row.get("image", image))))
+        found.append(_question(image, text, right, [source], folder))
     return found
 
 

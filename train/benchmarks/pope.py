@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def read(path: str) -> QuestionSet:
         tables = whole or tables  # the hub has all questions twice: in `test`, and by category
         return _question_set(_from_parquet(tables), tables)
     folder = root if root.is_dir() else root.parent
-    asked = [root] if root.is_file() else sorted(folder.glob("*pope*.jsonl"))
+    asked = [root] if root.is_file() else files.question_lines(folder, "*pope*")
     if root.is_file() and "label" in files.read_json_rows(root)[0] and _category(root):
         return _question_set(_from_labels(root, folder), [root])
     labels = _label_files(folder)
@@ -159,6 +160,7 @@ def read(path: str) -> QuestionSet:
 
 
 def _question_set(questions: Sequence[Question], sources: Sequence[Path]) -> QuestionSet:
+    questions = _told_apart(questions)
     counts = {name: sum(one.category == name for one in questions) for name in FIRST_IDS}
     editions = {name: _edition(name, questions) for name in FIRST_IDS}
     if {"e3e3926", "newer"} <= set(editions.values()):
@@ -177,6 +179,27 @@ def _question_set(questions: Sequence[Question], sources: Sequence[Path]) -> Que
     return QuestionSet("pope", version, questions, files.digests(sources), notes)
 
 
+def _told_apart(questions: Sequence[Question]) -> list[Question]:
+    """Return the questions with ids of their own, where one is asked twice under two numbers.
+
+    Raises: UserError when a category has one number twice: files are mixed.
+    """
+    numbers = Counter((one.category, str(one.question_id)) for one in questions)
+    twice = [number for (_, number), count in numbers.items() if count > 1]
+    if twice:
+        raise UserError(
+            f"POPE's question {twice[0]} is there twice in its category.",
+            f"{len(twice)} numbers are: files of two editions, or one file twice.",
+            "Give each category's file once.",
+        )
+    seen: Counter[str] = Counter()
+    found = []
+    for one in questions:
+        seen[one.id] += 1
+        found.append(one if seen[one.id] == 1 else replace(one, id=f"{one.id}#{seen[one.id]}"))
+    return found
+
+
 OTHER_COUNT = "{} questions, not the 8910 of commit e3e3926 that published numbers are of"
 
 
@@ -187,12 +210,12 @@ def _edition(category: str, questions: Sequence[Question]) -> str:
 
 
 def _question(
-    category: str,
-    number: Any,
-    row: Mapping[str, Any],
-    images: Sequence[ImageSource],
+    category: str, number: Any, row: Mapping[str, Any], images: Sequence[ImageSource]
 ) -> Question:
-    """Return a question. number: its official id. row: has `image`, `text` and `label`."""
+    """Return a question. number: its id in Bunny's file, or, in an official one, that file's.
+
+    row: has `image`, `text` and `label`. Official ids get what Bunny adds to them, and are kept.
+    """
     text, label = str(row["text"]), str(row["label"]).strip().lower()
     if label not in ("yes", "no") or category not in FIRST_IDS:
         raise UserError(
@@ -200,16 +223,26 @@ def _question(
             f"Its label is {row['label']!r}, its category {category!r}.",
             f"Labels are yes and no; categories {', '.join(FIRST_IDS)}.",
         )
-    counted = str(number).lstrip("-").isdigit()
     return Question(
         key(category, row["image"], text),
-        FIRST_IDS[category] + int(number) if counted else str(number),
+        number,
         bare(text) + SINGLE_WORD,
         tuple(images),
         category,
         label,
-        {"text": bare(text), "official_id": number},
+        {"text": bare(text)},
     )
+
+
+def _official(
+    category: str, number: Any, row: Mapping[str, Any], images: Sequence[ImageSource]
+) -> Question:
+    """Return a question of an official or a hub's file, which counts from 1 in each category."""
+    official = int(number) if str(number).isdigit() else str(number)
+    counted = isinstance(official, int) and official <= min(filter(None, FIRST_IDS.values()))
+    asked = _question(category, official, row, images)
+    bunny = FIRST_IDS[category] + int(number) if counted else official
+    return replace(asked, question_id=bunny, details={**asked.details, "official_id": official})
 
 
 def _from_parquet(tables: Sequence[Path]) -> list[Question]:
@@ -218,7 +251,7 @@ def _from_parquet(tables: Sequence[Path]) -> list[Question]:
         one = row.values
         category = one.get("category") or files.split_of(row.path)
         told = {"image": one["image_source"], "text": one["question"], "label": one["answer"]}
-        found.append(_question(category, one["question_id"], told, row.images()))
+        found.append(_official(category, one["question_id"], told, row.images()))
     return found
 
 
@@ -227,7 +260,7 @@ def _from_labels(path: Path, folder: Path) -> list[Question]:
     category = _category(path)
     rows = files.read_json_rows(path)
     return [
-        _question(category, row["question_id"], row, [_image(folder, row["image"])]) for row in rows
+        _official(category, row["question_id"], row, [_image(folder, row["image"])]) for row in rows
     ]
 
 
@@ -236,18 +269,21 @@ def _from_jsonl(
 ) -> list[Question]:
     """Return the questions of Bunny's file, labels joined by (category, image, question)."""
     labels = {one.id: one.answer for one in official}
+    torn = [one.id for one in official if labels[one.id] != one.answer]
+    if torn:
+        what = f"{torn[0]} is labelled both yes and no."
+        raise UserError(what, "Labels are joined by image and question.", "Give one edition.")
     found, lost = [], []
     for row in rows:
-        category, number = str(row.get("category")), row["question_id"]
-        name = key(category, row["image"], row["text"])
+        category, text = str(row.get("category")), row.get("text") or row["question"]
+        image = str(row.get("image") or row["image_source"])
+        name = key(category, image, text)
         label = row.get("label", row.get("answer", labels.get(name)))
         if label is None:
             lost.append(name)
             continue
-        if isinstance(number, int):
-            number -= FIRST_IDS.get(category, 0)
-        told = {**row, "label": label}
-        found.append(_question(category, number, told, [_image(folder, row["image"])]))
+        told = {"image": image, "text": text, "label": label}
+        found.append(_question(category, row["question_id"], told, [_image(folder, image)]))
     if lost:
         raise UserError(
             f"{len(lost)} of {len(rows)} questions have no label, e.g. {lost[0]}.",

@@ -7,6 +7,7 @@ contractions, quirks included), and the M4C processor that LLaVA and Bunny run b
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset(("a", "an", "the"))
@@ -72,6 +73,7 @@ def on_one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)  # people give the same short answers again and again
 def official(text: str) -> str:
     """Return a text as the official evaluation compares it."""
     return as_words(without_punctuation(on_one_line(text)))

@@ -158,7 +158,7 @@ def _asked(root: Path) -> Path:
     if root.is_file():
         return root
     wanted = [(split, ASKED) for split in ("val2014", "test2015", "test-dev2015")]
-    for split, names in (*wanted, ("val2014", ANSWERED), ("", ("*questions*.json",))):
+    for split, names in (*wanted, ("", ("*questions*.json",)), ("val2014", ANSWERED)):
         found = _beside(root, split, names)
         if found:
             return found
@@ -205,6 +205,7 @@ def _question(row: Mapping[str, Any], folder: Path, split: str) -> Question:
         row["question_id"],
         text if "text" in row else text + SINGLE_WORD,
         (files.FileImage(str(place / str(name))),),
+        answer=_answers(row.get("answers")),
         details=_details(row),
     )
 
@@ -218,8 +219,11 @@ def _details(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answers(told: Sequence[Mapping[str, Any]] | None) -> tuple[str, ...] | None:
-    return tuple(str(one["answer"]) for one in told) if told else None
+def _answers(told: Sequence[Any] | None) -> tuple[str, ...] | None:
+    """Return the people's answers; None where they are not public."""
+    if not told:
+        return None
+    return tuple(str(one["answer"]) if isinstance(one, Mapping) else str(one) for one in told)
 
 
 def _joined(
@@ -271,8 +275,9 @@ def _split(path: Path) -> str:
 
 def _beside(folder: Path, split: str, names: Sequence[str]) -> Path | None:
     """Return a split's first file in a folder, by names in order of preference."""
-    patterns = [name.format(split) for name in names]
-    return next((one for name in patterns for one in sorted(folder.glob(name))), None)
+    lines = files.question_lines(folder, "*")
+    found = (one for name in names for one in sorted(folder.glob(name.format(split))))
+    return next((one for one in found if one.suffix != ".jsonl" or one in lines), None)
 
 
 ASKED = ("*_{}.jsonl", "*_{}_questions.json")
