@@ -64,7 +64,8 @@ def scored(
     file = texts
     if not isinstance(file, Path):
         rows = [{"question_id": one, "text": text} for one, text in file.items()]
-        parent = path if path.is_dir() else path.parent
-        file = write_jsonl(parent / "answers" / "answers.txt", rows)
+        # Beside the questions, as people keep them: they must not be taken for questions.
+        folder = path if path.is_dir() else path.parent
+        file = write_jsonl(folder / f"{name}_answers.jsonl", rows)
     answers = load(file, questions, found.answer_id, allow_missing=allow_missing)
     return found.score(questions, answers.texts, profile)

@@ -36,6 +36,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.folders import json_files
 from train.benchmarks.mmbench_parse import named_option
 from train.benchmarks.wording import OPTION_LETTER
 from train.benchmarks.xlsx import xlsx
@@ -80,7 +81,8 @@ def _rows(found: Path, split: str | None) -> tuple[list[Path], list[_Row]]:
     """Return the files that were read, and their rows."""
     listed = files.parquet_files(found)
     if found.is_dir():
-        listed += sorted([*found.glob("*.tsv"), *found.glob("*.json"), *found.glob("*.jsonl")])
+        listed += sorted(found.glob("*.tsv"))
+        listed = listed or json_files(found, "index")
     used = _of_one_split(listed or [found], split)
     if len({one.suffix for one in used}) > 1 or (len(used) > 1 and used[0].suffix != ".parquet"):
         names = ", ".join(one.name for one in used)

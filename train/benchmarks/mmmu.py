@@ -36,6 +36,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, refuse_hidden_answers, refuse_twice
+from train.benchmarks.folders import json_files
 from train.benchmarks.mmmu_parse import drawn_option, is_right, letters_of, named_option
 from train.benchmarks.wording import OPTION_LETTER, SINGLE_WORD
 
@@ -95,9 +96,12 @@ def _rows_file(found: Path) -> Path | None:
     if found.is_file():
         is_rows = found.suffix in {".json", ".jsonl"} and not found.name.startswith("answer_dict")
         return found if is_rows else None
-    listed = [*found.glob("*.json"), *found.glob("*.jsonl")]
-    rows = sorted(one for one in listed if not one.name.startswith("answer_dict"))
-    return rows[0] if len(rows) == 1 else None
+    listed = json_files(found, "question_type")
+    rows = [one for one in listed if not one.name.startswith("answer_dict")]
+    if len(rows) > 1:
+        names = ", ".join(one.name for one in rows)
+        raise files.unreadable(found, f"It has several sets: {names}.", "Name one of them.")
+    return rows[0] if rows else None
 
 
 def _of_one_split(parquet: Sequence[Path], split: str | None) -> list[Path]:

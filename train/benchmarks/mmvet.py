@@ -34,6 +34,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, refuse_twice
+from train.benchmarks.folders import json_files
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 EDITIONS = {218: ("MM-Vet",)}
@@ -76,7 +77,7 @@ def read(path: str) -> QuestionSet:
 def _questions_file(found: Path) -> Path:
     if found.is_file():
         return found
-    listed = [one for one in found.glob("*.json*") if not one.match(GRADES)]
+    listed = json_files(found, "capability") or json_files(found, "image")
     named = [one for one in listed if one.name == "mm-vet.json"] or listed
     if len(named) != 1:
         raise files.unreadable(

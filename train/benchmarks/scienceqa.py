@@ -32,6 +32,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.folders import json_files
 from train.benchmarks.wording import OPTION_LETTER
 
 LETTERS = "ABCDE"
@@ -84,9 +85,9 @@ def _official_files(found: Path) -> dict[str, Path]:
     is_alone = found.is_file() and not found.name.startswith(("problems", "pid_splits"))
     names = {"problems": "problems.json", "splits": "pid_splits.json"}
     used = {role: folder / name for role, name in names.items() if (folder / name).exists()}
-    prompts = [found] if is_alone else sorted(folder.glob("*CQM-A*.json*"))
+    prompts = [found] if is_alone else json_files(folder, "conversations")
     if not prompts and not used:
-        prompts = sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])
+        prompts = json_files(folder, "choices")
     if len(prompts) > 1:
         raise UserError(
             f"{folder} has {len(prompts)} files of prompts.",

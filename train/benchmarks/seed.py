@@ -33,6 +33,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, percent, refuse_hidden_answers, refuse_twice
+from train.benchmarks.folders import json_files
 from train.benchmarks.wording import OPTION_LETTER
 
 LETTERS = "ABCD"
@@ -97,8 +98,7 @@ def _official_file(found: Path) -> Path:
         raise files.unreadable(
             found, "It has prompts and no answers.", f"Put {official.name} here."
         )
-    named = [one for one in found.glob("*.json") if "seed" in one.name.lower()]
-    listed = named or sorted([*found.glob("*.json"), *found.glob("*.jsonl")])
+    listed = json_files(found, "choice_a")
     if len(listed) != 1:
         raise files.unreadable(
             found,
@@ -124,8 +124,8 @@ def _official_rows(path: Path) -> dict[str, Any]:
 
 
 def _prompts_file(folder: Path, official: Path) -> Path | None:
-    listed = [one for one in sorted(folder.glob("*.jsonl")) if "seed" in one.name.lower()]
-    listed = [one for one in listed if one != official]
+    listed = [one for one in json_files(folder, "image") if one.suffix == ".jsonl"]
+    listed = [one for one in listed if one != official and "seed" in one.name.lower()]
     if len(listed) > 1:
         names = ", ".join(one.name for one in listed)
         raise files.unreadable(folder, f"It has several files of prompts: {names}.", "Leave one.")
