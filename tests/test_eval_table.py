@@ -135,7 +135,8 @@ def test_a_missing_cell_is_blank() -> None:
     assert lines[2].startswith("| bunny-phi-1.5-eva-lora | 1213.7 |")
     report = {
         **{"columns": {"GQA": 12.345}, "profile": "lmms", "set": "gqa", "benchmark": "gqa"},
-        **{"version": "subset", "items": 1, "files": {}, "model": {"name": "m"}, "warren": "0"},
+        **{"version": "subset", "items": 1, "files": {}, "warren": "0"},
+        "model": {"name": "m", "hash": "1", "adapter": None},
         "unreadable": [],
     }
     (row,) = [line for line in markdown(table_of([report])).splitlines() if "| m (lmms)" in line]
@@ -155,3 +156,27 @@ def test_what_the_demo_asked_is_a_benchmark_that_score_reads(tmp_path: Path) -> 
     assert [row["category"] for row in found["tables"]["categories"]] == list(ASKED_KINDS)
     pictures = read_questions(benchmark("demo"), out).questions
     assert [one.images[0].read() for one in pictures] == [one.image for one in asked]
+
+
+def test_models_of_one_name_and_profiles_have_rows_of_their_own(evaluated: Path) -> None:
+    report = json.loads((evaluated / "gqa" / "report.json").read_text())
+    other = report | {"model": report["model"] | {"hash": "2"}}
+    rows = table_of([report, other, report | {"profile": "lmms"}])["rows"]
+    assert [row["model"] for row in rows[:3]] == ["llava", "llava", "llava (lmms)"]
+    assert rows[3]["source"]
+
+
+def test_another_profile_scores_the_same_answers_and_both_stay(
+    evaluated: Path, model_dir: str
+) -> None:
+    words = ["eval", model_dir, "--bench", "pope", "--data", str(evaluated.parent / "data")]
+    more = ["executor=local", "max_new_tokens=2", "profile=lmms"]
+    sets = [word for one in more for word in ("--set", one)]
+    done = CliRunner().invoke(main, [*words, "--out", str(evaluated), *sets])
+    assert done.exit_code == 0, done.output
+    assert "pope: 6 questions, 0 of 1 chunks to do" in done.stderr
+    profiles = {
+        name: json.loads((evaluated / "pope" / name).read_text())["profile"]
+        for name in ("report.json", "report-lmms.json")
+    }
+    assert profiles == {"report.json": "bunny", "report-lmms.json": "lmms"}

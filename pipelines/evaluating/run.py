@@ -27,6 +27,7 @@ from train.benchmarks.contract import Benchmark, Profile, Question, QuestionSet,
 from train.benchmarks.table import MODULES, benchmark, read_questions
 
 REPORT = "report.json"
+"""Of profile bunny; another's is called by it too: report-lmms.json."""
 SUBMISSION = "submission"
 _NO_FIGURES = {"metrics": {}, "tables": {}, "items": 0, "missing": [], "unreadable": []}
 Say = Callable[[str], Any]
@@ -263,7 +264,8 @@ def report_of(
     found["submission"], unwritten = _submitted(files.benchmark, questions, matched.texts, folder)
     notes = [*questions.notes, *matched.notes, *(scored.notes if scored else ())]
     found["notes"] = list(dict.fromkeys([*notes, *unscored, *unwritten]))
-    store.write_json(folder, REPORT, found)
+    name = REPORT if profile == "bunny" else REPORT.replace(".", f"-{profile}.")
+    store.write_json(folder, name, found)
     return found
 
 

@@ -13,6 +13,7 @@ Report = Mapping[str, Any]
 
 TABLE = "table"
 _DECIMALS = 1
+_WIDTH = 140
 
 
 def table_of(reports: Iterable[Report]) -> dict[str, Any]:
@@ -22,9 +23,10 @@ def table_of(reports: Iterable[Report]) -> dict[str, Any]:
     ones, with their sources. A cell of ours tells its value and what it was made of: the set, the
     benchmark's version and files, the profile, counts, the model's hash, its training data.
     """
-    ours: dict[str, dict[str, Any]] = {}
+    ours: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in reports:
-        row = ours.setdefault(_name(one), {"model": _name(one), "source": None, "cells": {}})
+        which = (_name(one), one["model"]["hash"], one["model"]["adapter"])  # a name may be shared
+        row = ours.setdefault(which, {"model": _name(one), "source": None, "cells": {}})
         row["cells"] |= {column: _cell(one, value) for column, value in one["columns"].items()}
     theirs = [
         {
@@ -45,7 +47,7 @@ def write_table(out: str, table: Mapping[str, Any]) -> None:
 
 def reports_in(out: str) -> list[dict[str, Any]]:
     """Return the reports of a folder's sets, by name of the set."""
-    files = sorted(Path(out).glob("*/report.json"))
+    files = sorted(Path(out).glob("*/report*.json"))
     found = (store.read_json(str(one)) for one in files)
     return [one for one in found if one is not None]
 
@@ -62,7 +64,7 @@ def table_shown(table: Mapping[str, Any]) -> str:
     """Return the table for a terminal."""
     from pipelines.show import table_text
 
-    text = table_text("benchmarks", ["model", *table["columns"]], _texts(table))
+    text = table_text("benchmarks", ["model", *table["columns"]], _texts(table), _WIDTH)
     return "\n".join([text, *_sources(table)])
 
 

@@ -97,7 +97,7 @@ def answer_chunk(
         for start, texts in _answered(chatter, chunk.questions, first, size, batch_size):
             new = list(enumerate(texts, start))[max(num_done - start, 0) :]
             for at, text in new:
-                line = json.dumps(answer_row(chunk.questions[at], text, header), ensure_ascii=False)
+                line = json.dumps(answer_row(chunk.questions[at], text, header))
                 file.write(line.encode() + b"\n")
                 file.flush()
     return len(chunk.questions) - num_done
