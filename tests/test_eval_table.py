@@ -180,3 +180,29 @@ def test_another_profile_scores_the_same_answers_and_both_stay(
         for name in ("report.json", "report-lmms.json")
     }
     assert profiles == {"report.json": "bunny", "report-lmms.json": "lmms"}
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("vqav2", "text"), ("mmmu", "picture")])
+def test_files_that_are_enough_to_score_only_are_not_asked(
+    tmp_path: Path, model_dir: str, name: str, lacks: str
+) -> None:
+    folder = tmp_path / name
+    FILES[name]["native"](folder)
+    if name == "vqav2":
+        (folder / "v2_OpenEnded_mscoco_val2014_questions.json").unlink()
+    else:
+        rows = [row | {"image_1": None} for row in rows_of(folder / "rows.jsonl")]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "eval",
+        model_dir,
+        "--bench",
+        name,
+        "--data",
+        str(tmp_path),
+        "--out",
+        f"{tmp_path}/out",
+    ]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert f"3 of 3 questions in {folder} have no {lacks}" in done.stderr

@@ -29,6 +29,8 @@ from train.benchmarks.table import MODULES, benchmark, read_questions
 REPORT = "report.json"
 """Of profile bunny; another's is called by it too: report-lmms.json."""
 SUBMISSION = "submission"
+_WITHOUT_PICTURES = ("scienceqa", "demo")
+"""Benchmarks of which some questions have none."""
 _NO_FIGURES = {"metrics": {}, "tables": {}, "items": 0, "missing": [], "unreadable": []}
 Say = Callable[[str], Any]
 
@@ -143,6 +145,7 @@ def _one(
     asked = files.benchmark
     questions = read_questions(asked, files.path)
     to_ask = needed(questions.questions)
+    _check_can_be_asked(files, to_ask)
     settled = config.asking().settled(asked.asking, len(to_ask))
     header = header_of(questions, model_dir, settled, model_hash)
     folder = paths.join(out, files.label)
@@ -164,6 +167,20 @@ def _one(
         raise _failed(files.label, failures)
     join_chunks(chunks, folder)
     return report_of(files, questions, folder, config.profile, trained_on(model_dir))
+
+
+def _check_can_be_asked(files: BenchmarkFiles, questions: Sequence[Question]) -> None:
+    """Raises: UserError for files of answers alone, and for questions that lack their picture."""
+    untold = [one.id for one in questions if not one.details.get("text", one.prompt).strip()]
+    blind = [one.id for one in questions if not one.images]
+    if not untold and (not blind or files.benchmark.name in _WITHOUT_PICTURES):
+        return
+    what, some = ("text", untold) if untold else ("picture", blind)
+    raise UserError(
+        f"{len(some)} of {len(questions)} questions in {files.path} have no {what}: {some[0]}.",
+        "These files are enough to score answers, and not to ask for them.",
+        f"Give one of: {'; '.join(files.benchmark.layouts)}.",
+    )
 
 
 def needed(questions: Sequence[Question]) -> Sequence[Question]:
