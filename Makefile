@@ -13,7 +13,7 @@ EXECUTOR ?= ray
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
 # How many processes run the tests; each file's tests stay in one of them.
 JOBS ?= 2
-BENCH ?= $(sort $(wildcard tests/benchmarks/bench_*.py))
+TIMED := $(sort $(wildcard tests/benchmarks/bench_*.py))
 STAGES := ingest filter download drift embed centroids cluster forest dedup decontaminate select assemble clean resolve mix
 
 PIP := $(VENV)/bin/python -m pip
@@ -27,6 +27,8 @@ example_OUT = runs/mine
 example_KEY = 000120034
 example_FOLDER = unmixed
 example_MODEL = models/mine
+example_BENCH = mme
+example_DATA = benchmarks/mme
 need = $(foreach name,$(1),$(if $(strip $($(name))),,$(error $(name) is missing. Example: make $@ \
 	$(strip $(foreach each,$(1),$(each)=$(or $($(each)),$(example_$(each))))))))
 
@@ -145,6 +147,14 @@ serve: $(READY) ## The same on a page in the browser (MODEL= ADAPTER= PORT=7860)
 	$(BIN)/warren serve '$(MODEL)' --port '$(or $(PORT),7860)' \
 	  $(if $(ADAPTER),--adapter '$(ADAPTER)')
 
+##@ Evaluate: MODEL=models/mine BENCH=mme,pope DATA=benchmarks OUT=runs/eval
+
+.PHONY: evaluate
+evaluate: $(READY) ## Answer and score benchmarks from files on disk (BENCH=all: the paper's table)
+	$(call need,MODEL BENCH DATA)
+	$(BIN)/warren eval '$(MODEL)' --bench '$(BENCH)' --data '$(DATA)' \
+	  --out '$(or $(OUT),runs/eval)' --set executor=$(EXECUTOR) $(SETS)
+
 ##@ Ray
 
 .PHONY: ray-up
@@ -184,7 +194,7 @@ format: $(READY) ## Sort imports and format
 
 .PHONY: bench
 bench: $(READY) ## Time Warren beside its alternatives: a table in OUT= (BENCH=file ARGS=--quick)
-	for file in $(BENCH); do $(BIN)/python "$$file" $(if $(OUT),--out '$(OUT)') $(ARGS); done
+	for file in $(or $(BENCH),$(TIMED)); do $(BIN)/python "$$file" $(if $(OUT),--out '$(OUT)') $(ARGS); done
 
 .PHONY: bench-gpu
 bench-gpu: ## The same where torch has CUDA; what needs a missing package is skipped

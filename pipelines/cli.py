@@ -13,7 +13,7 @@ from typing import Any, Literal
 import click
 
 from manifests.errors import UserError, WarrenError
-from pipelines import cli_serve, cli_train
+from pipelines import cli_eval, cli_score, cli_serve, cli_train
 from pipelines.cli_options import answer as print_answer
 from pipelines.cli_options import json_flag, out_dir, settings
 
@@ -303,7 +303,8 @@ def _warn_of_counts(found: Any) -> int:
     return len(different)
 
 
-for _command in (*cli_train.COMMANDS, cli_serve.chat, cli_serve.serve):
+_GROUPS = (cli_train.COMMANDS, cli_eval.COMMANDS, cli_score.COMMANDS, cli_serve.COMMANDS)
+for _command in (command for group in _GROUPS for command in group):
     main.add_command(_command)
 
 

@@ -28,13 +28,13 @@ def chat(
 
     Example: warren chat runs/mine/model --image cat.jpg
     """
-    from train.serve.chat import COMMANDS
+    from train.serve.chat import COMMANDS as WORDS
     from train.serve.chat import chat as talk
 
     chatter = _load(model, adapter, template, max_tokens)
     typed = sys.stdin.isatty()
     if typed:
-        click.echo(f"Ask, or: {COMMANDS}; Ctrl-C stops an answer", err=True)
+        click.echo(f"Ask, or: {WORDS}; Ctrl-C stops an answer", err=True)
     talk(chatter, image, _say, _typed_line if typed else _piped_line, _notice)
 
 
@@ -87,3 +87,6 @@ def _typed_line() -> str | None:
     except (EOFError, KeyboardInterrupt):
         _notice("")
         return None
+
+
+COMMANDS = (chat, serve)

@@ -13,8 +13,10 @@ _WIDTH = 120
 _FIGURE = re.compile(r"[-+\d.,%?]*")
 
 
-def table_text(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; columns of figures are right-aligned."""
+def table_text(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDTH
+) -> str:
+    """Return a table of at most `width` characters; columns of figures are right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -26,7 +28,7 @@ def table_text(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) 
     for row in rows:
         table.add_row(*map(_printable, row))
     sink = io.StringIO()
-    console = Console(file=sink, width=_WIDTH, markup=False, highlight=False, emoji=False)
+    console = Console(file=sink, width=width, markup=False, highlight=False, emoji=False)
     console.print(table, markup=False)
     lines = (line.rstrip() for line in sink.getvalue().splitlines())
     return "\n".join(line for line in lines if line)

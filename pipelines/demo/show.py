@@ -5,7 +5,8 @@ then the same for instruction data; then a model is trained on both.
 
 leaves the world in DIR/world (shards and instruction files; truth.parquet and mix_truth.parquet,
 which no stage reads), the coreset's run in DIR/run, the instruction data's in DIR/mix, the model's
-in DIR/model, which `warren funnel`, `why`, `check` and polars can open.
+in DIR/model, and what it was asked in DIR/benchmark; `warren funnel`, `why`, `check` and polars can
+open them.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from typing import Any
 
 from PIL import Image
 
+from manifests import store
 from manifests.paths import name_of
 from pipelines.demo.vlm_questions import HeldOut, accuracy_by_kind, grey, held_out
 from pipelines.show import table_text
 from pipelines.training.launch import ready_for_models
 from pipelines.training.recipe import TrainingRecipe, load_training
 from pipelines.training.run import run_training
+from train.benchmarks.demo import QUESTIONS
 
 RECIPE = "warren:recipes/train_demo.yaml"
 QUESTIONS_PER_KIND = 20
@@ -34,7 +36,9 @@ def run_train_demo(out: str, *, say: Callable[[str], Any], tell: Callable[[str],
     made = run_training(demo_recipe(out), f"{out}/model", say=tell)
     tell("asking about pictures that no stage has seen")
     asked = held_out(QUESTIONS_PER_KIND)
+    write_questions(asked, f"{out}/benchmark")
     answers = answers_of(made, asked)
+    write_answers(answers, asked, f"{out}/benchmark")
     say(accuracy_table(answers, asked))
     say(answers_table(answers["finetuned"], asked))
     say(_closing(f"{out}/model/{name_of(made['export'])}", time.monotonic() - started))
@@ -61,6 +65,34 @@ def answers_of(made: dict[str, str], asked: Sequence[HeldOut]) -> dict[str, list
         "finetuned": _answers(made["export"], asked),
         "blind": _answers(made["export"], [grey(one) for one in asked]),
     }
+
+
+def write_questions(asked: Sequence[HeldOut], out: str) -> None:
+    """Write what was asked as files of the benchmark `demo`: questions.jsonl, and its pictures."""
+    rows = [
+        {
+            **{"question_id": at, "image": f"images/{at:03d}.jpg", "text": one.question},
+            **{"category": one.kind, "answer": one.answer},
+        }
+        for at, one in enumerate(asked)
+    ]
+    for row, one in zip(rows, asked, strict=True):
+        store.write(out, str(row["image"]), one.image)
+    store.write(out, QUESTIONS, _lines(rows))
+
+
+def write_answers(answers: dict[str, list[str]], asked: Sequence[HeldOut], out: str) -> None:
+    """Write OUT/answers/NAME.jsonl, which `warren score demo` reads."""
+    for name, texts in answers.items():
+        rows = [
+            {"question_id": at, "prompt": one.question, "text": text, "model_id": name}
+            for at, (one, text) in enumerate(zip(asked, texts, strict=True))
+        ]
+        store.write(out, f"answers/{name}.jsonl", _lines(rows))
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _answers(model_dir: str, asked: Sequence[HeldOut]) -> list[str]:

@@ -97,6 +97,8 @@ class Benchmark:
     """One benchmark. columns: column of the paper's table -> metric of its report.
 
     answer_id: an answers row (Bunny's schema) -> the id of its question; by question_id if None.
+    submission: writes what the benchmark's server takes, from a text for each question (None: no
+    answer); submission_suffix: its file's, e.g. ".json". layouts: what `read` takes, a line each.
     """
 
     name: str
@@ -106,3 +108,6 @@ class Benchmark:
     columns: Mapping[str, str]
     asking: Asking = Asking()
     answer_id: Callable[[Mapping[str, Any]], str] | None = None
+    submission: Callable[[QuestionSet, Texts], bytes] | None = None
+    submission_suffix: str = ""
+    layouts: Sequence[str] = ()

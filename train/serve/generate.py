@@ -96,6 +96,11 @@ class Chatter:
                 answers[at] = text
         return answers
 
+    def check(self, question: Question) -> None:
+        """Raises: UserError for a question that the model cannot answer: too long, or of a text
+        that no prompt may hold."""
+        self._room(len(self.prompts.ids(question)))
+
     def _batches(
         self, ids: Sequence[Any], batch_size: int, decoding: Decoding
     ) -> Iterator[list[int]]:

@@ -1,0 +1,1 @@
+"""A model held against benchmarks: answered over an executor, scored, and set into a table."""
