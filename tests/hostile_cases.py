@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import socket
 import zlib
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def large(server: HostileServer) -> list[Case]:
     async def endless_body(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
-            await peer.send(bytes(2**16))
+            await peer.send(bytes(2**19))
 
     full, over = (gzip.compress(bytes(size), 1) for size in (32 * 2**20, 200 * 2**20))
     packed = {"Content-Encoding": "gzip"}
@@ -116,6 +117,40 @@ def large(server: HostileServer) -> list[Case]:
         "32 MiB, packed": (server.serve_bytes("/large/packed", full, packed), S.OK),
     }
     return [Case(f"large: {name}", *rest) for name, rest in kinds.items() for _ in range(4)]
+
+
+def damaged(num_answers: int, seed: int) -> list[bytes]:
+    """Return answers with bytes changed, cut, repeated and put in, from the same seed the same."""
+    choose = random.Random(seed)
+    jpeg = images.jpeg()[:400]
+    dates = [("Retry-After", "Wed, 21 Oct 2031 07:28:00 GMT")]
+    dates += [("Date", "Wed, 21 Oct 2031 07:27:00 GMT")]
+    whole = [
+        answer(jpeg, [("X-Robots-Tag", "max-image-preview:large, all")]),
+        answer(jpeg, dates, status="503 Busy"),
+        answer(b"", [("Location", "http://127.0.0.1:1/%zz?a#b")], status="302 Found"),
+        answer(gzip.compress(jpeg), [("Content-Encoding", "gzip"), ("Set-Cookie", "a=b; Path=/")]),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\nX-T: a\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nLink: <a>; rel=b\r\n\r\nabc",
+    ]
+    put_in = [b"\r\n", b"\0", b"\xff", b":", b"-1", b"9" * 20, b"chunked", b"http://["]
+    put_in += [b"Content-Length: 3\r\n", b"Content-Encoding: deflate\r\n", b"\xed\xa0\x80"]
+    return [_damaged(bytearray(choose.choice(whole)), put_in, choose) for _ in range(num_answers)]
+
+
+def _damaged(data: bytearray, put_in: list[bytes], choose: random.Random) -> bytes:
+    for _ in range(choose.randint(1, 4)):
+        at = choose.randrange(min(len(data), 160) + 1)
+        match choose.randrange(4):
+            case 0:
+                data[at:at] = choose.choice(put_in)
+            case 1:
+                del data[at : at + choose.randint(1, 9)]
+            case 2:
+                data[at : at + 1] = bytes([choose.randrange(256)])
+            case 3:
+                data[at:at] = data[at : at + choose.randint(1, 40)]
+    return bytes(data)
 
 
 def network(forbidden_name: str = "intranet.test") -> Network:
@@ -211,6 +246,9 @@ def _codes(server: HostileServer) -> Iterator[Case]:
         busy = answer(b"", [("Retry-After", "0")], status=f"{code} Busy")
         url = server.serve(f"/then/{code}", in_turn(busy, answer(jpeg)), keep_open=True)
         yield Case(f"HTTP {code}, then the image", url, S.OK, times_asked=2)
+    never = [("Retry-After", f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT"), ("Date", "x")]
+    url = server.serve_bytes("/never", b"", never, status="503 Busy")
+    yield Case("a date that never comes", url, S.HTTP_5XX, times_asked=3)
     yield Case("HTTP 203", server.serve_bytes("/203", jpeg, status="203 Other"), S.OK)
     early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer(jpeg)
     yield Case("early hints", server.serve_raw("/103", early), S.OK)
@@ -247,6 +285,7 @@ def _redirects(server: HostileServer) -> Iterator[Case]:
         "to a bad port": ("http://127.0.0.1:99999/", S.BAD_URL),
         "to a password": ("http://user:secret@127.0.0.1/a.jpg", S.BAD_URL),
         "to 404": ("/nowhere", S.HTTP_4XX),
+        "to odd bytes": ("http://127.0.0.1:\udcff/", S.BAD_URL),
         "to no name": ("http://no.invalid/a.jpg", S.DNS),
     }
     for name, (where, status) in bad.items():
@@ -343,7 +382,7 @@ def _wire(server: HostileServer) -> Iterator[Case]:
     async def endless_body(peer: Peer) -> None:
         await peer.send(ok + b"\r\n")
         while True:
-            await peer.send(bytes(2**16))
+            await peer.send(bytes(2**19))
 
     async def cut(peer: Peer) -> None:
         await peer.send(ok + b"Content-Length: 9999\r\n\r\nabc")

@@ -210,12 +210,14 @@ def answer(
     status: str = "200 OK",
     type: str = "image/jpeg",
 ) -> bytes:
-    """Return a whole HTTP/1.1 answer; headers are sent as UTF-8."""
+    """Return a whole HTTP/1.1 answer; headers are sent as UTF-8 (a surrogate as its byte)."""
     pairs = [("Content-Type", type)] if type else []
     if not status.startswith(("1", "204", "304")):
         pairs.append(("Content-Length", str(len(data))))
     lines = [f"{name}: {text}" for name, text in [*pairs, *(headers or [])]]
-    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + data
+    return (
+        "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode(errors="surrogateescape") + data
+    )
 
 
 async def _not_found(peer: Peer) -> None:

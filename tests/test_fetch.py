@@ -93,6 +93,8 @@ def test_there_is_data_and_its_hash_exactly_where_it_is_ok(
         assert (one.data is not None) == (one.status is Status.OK) == (one.detail == "")
         expected = None if one.data is None else hashlib.sha256(one.data).digest()
         assert one.sha256 == expected
+        assert one.detail.encode().decode().isprintable(), "a line that any file may hold"
+        assert (one.final_url or "").isascii()
 
 
 def test_only_what_may_pass_is_asked_again_and_what_is_refused_is_never_asked(
@@ -108,6 +110,17 @@ def test_only_what_may_pass_is_asked_again_and_what_is_refused_is_never_asked(
         if one.num_attempts > 1 and one.status not in TRANSIENT and case.times_asked == 1:
             wrong.append(f"{case.name}: {one.num_attempts} attempts")
     assert not wrong, "\n".join(wrong)
+
+
+def test_answers_changed_at_random_have_a_status_too(
+    world: tuple[HostileServer, HostileServer],
+) -> None:
+    """No answer may end the whole call, and none may be waited for without end."""
+    server, _ = world
+    damaged = hostile_cases.damaged(num_answers=600, seed=2)
+    urls = [server.serve_raw(f"/damaged/{row}", data) for row, data in enumerate(damaged)]
+    found = fetched_all(urls, CONFIG.model_copy(update={"attempts": 1}))
+    assert len({one.status for one in found}) >= 8
 
 
 def test_nothing_reaches_the_forbidden_server(
@@ -258,10 +271,10 @@ def test_bytes_that_nobody_takes_are_not_read() -> None:
     data = bytes(2**20)
     with HostileServer() as server:
         urls = [server.serve_bytes(f"/{number}", data) for number in range(60)]
-        limits = {"max_bytes_in_flight": 4 * 2**20, "total_timeout_seconds": 1.0}
+        limits = {"max_bytes_in_flight": 4 * 2**20, "total_timeout_seconds": 2.0}
         results = fetch((Wanted(0, url) for url in urls), OPEN.model_copy(update=limits))
         first = next(results)
-        time.sleep(1.5)  # longer than a deadline: waiting for us does not count
+        time.sleep(2.5)  # longer than a deadline: waiting for us does not count
         found = [first, *results]
     assert [one.status for one in found] == [Status.OK] * 60
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import string
 from ipaddress import ip_network
 
@@ -15,6 +17,12 @@ from curate.download.netguard import (
     literal_address,
     normalised,
     redirected,
+)
+from curate.download.resolver import (
+    BlockedAddressError,
+    GuardedResolver,
+    Network,
+    guarded_socket,
 )
 from curate.download.statuses import Status
 
@@ -125,6 +133,29 @@ def test_a_redirect_is_relative_to_what_redirects_and_is_checked_alike() -> None
         with pytest.raises(RefusedURL) as refused:
             redirected(url, where, 99)
         assert refused.value.status is Status.BLOCKED_SCHEME
+
+
+def test_each_guard_holds_alone() -> None:
+    """The resolver gives only public addresses, and no socket goes to another one."""
+
+    async def look_up(host: str, port: int) -> list[str]:
+        return ["10.0.0.1", "8.8.8.8", "::ffff:127.0.0.1"] if host == "mixed.test" else ["10.0.0.1"]
+
+    network = Network(look_up, is_public)
+    resolver = GuardedResolver(network)
+    found = asyncio.run(resolver.resolve("mixed.test", 80))
+    assert [(one["host"], one["port"], one["family"]) for one in found] == [
+        ("8.8.8.8", 80, socket.AF_INET)
+    ]
+    with pytest.raises(BlockedAddressError, match=r"inward\.test is 10\.0\.0\.1"):
+        asyncio.run(resolver.resolve("inward.test", 80))
+    opened = guarded_socket(network)
+    tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    opened((socket.AF_INET, *tcp, ("8.8.8.8", 80))).close()
+    with pytest.raises(BlockedAddressError):
+        opened((socket.AF_INET, *tcp, ("127.0.0.1", 80)))
+    with pytest.raises(BlockedAddressError):
+        opened((socket.AF_INET6, *tcp, ("::1", 80, 0, 0)))
 
 
 _PIECES = st.sampled_from(

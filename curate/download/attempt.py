@@ -202,10 +202,9 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
         return float(value)
     try:
         until = parsedate_to_datetime(value)
-        return max(
-            0.0, (until - parsedate_to_datetime(response.headers.get("Date", ""))).total_seconds()
-        )
-    except (ValueError, TypeError):  # TypeError: only one of them has a time zone
+        said = parsedate_to_datetime(response.headers.get("Date", ""))
+        return max(0.0, (until - said).total_seconds())
+    except (ValueError, OverflowError, TypeError):  # TypeError: only one of them has a time zone
         return 0.0
 
 
@@ -214,7 +213,7 @@ def _named(error: Exception) -> tuple[Status, str]:
     blocked = _cause(error, BlockedAddressError)
     if blocked is not None:
         return Status.BLOCKED_IP, str(blocked)
-    return _kind(error), (str(error) or type(error).__name__)[:200]
+    return _kind(error), str(error) or type(error).__name__
 
 
 def _kind(error: Exception) -> Status:

@@ -21,8 +21,8 @@ _STATUS_OF: dict[ImageErrorClass, Status] = {
 }
 _HEAD_BYTES = 512
 _NAMES = (  # what is often served in place of an image, for the detail only
-    ("an SVG, which is a program", re.compile(rb"<svg[\s>]", re.IGNORECASE)),
     ("a web page", re.compile(rb"<!doctype html|<html|<head|<body", re.IGNORECASE)),
+    ("an SVG, which is a program", re.compile(rb"<svg[\s/>]", re.IGNORECASE)),
     ("XML", re.compile(rb"\s*<\?xml")),
     ("a TIFF", re.compile(rb"\A(II\*\0|MM\0\*)")),
     ("an AVIF or HEIC", re.compile(rb"\A....ftyp", re.DOTALL)),

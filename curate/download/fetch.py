@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from curate.download.attempt import Answer, Fetcher
 from curate.download.fetch_config import FetchConfig
-from curate.download.fetched import Fetched, HashCheck, Wanted
+from curate.download.fetched import Fetched, HashCheck, Wanted, shown
 from curate.download.netguard import RefusedURL, normalised
 from curate.download.resolver import Network, system_network
 from curate.download.room import Holding
@@ -157,12 +157,17 @@ async def _begun(wanted: Iterable[Wanted], config: FetchConfig, network: Network
 
 
 def _failed(one: Wanted, status: Status, detail: str) -> Fetched:
-    return Fetched(one.row, status, detail, None, None, None, 0, None, None, "absent")
+    return Fetched(one.row, status, shown(detail), None, None, None, 0, None, None, "absent")
 
 
 def _checked(one: Wanted, answer: Answer, attempt: int, config: FetchConfig) -> Fetched:
     """Return the answer with its hashes computed, and compared with those wanted."""
-    status, detail, code, url = answer.status, answer.detail, answer.http_code, str(answer.url)
+    status, detail, code, url = (
+        answer.status,
+        shown(answer.detail),
+        answer.http_code,
+        str(answer.url),
+    )
     if status is not Status.OK:
         return Fetched(one.row, status, detail, None, code, url, attempt, None, None, "absent")
     data: bytes | None = answer.data

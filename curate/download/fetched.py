@@ -9,6 +9,14 @@ from curate.download.statuses import Status
 HashCheck = Literal["match", "mismatch", "absent"]
 
 
+_MAX_DETAIL = 200  # characters
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as one short line of valid Unicode."""
+    return " ".join(text[:_MAX_DETAIL].split()).encode(errors="replace").decode()
+
+
 class Wanted(NamedTuple):
     """One URL, and the hashes of its file if the source has them."""
 
@@ -23,7 +31,7 @@ class Fetched(NamedTuple):
 
     row: int
     status: Status
-    detail: str  # for people; empty where the status is ok
+    detail: str  # for people, one short line; empty where the status is ok
     data: bytes | None
     http_code: int | None  # of the last answer
     final_url: str | None  # the last one asked, normalised

@@ -66,7 +66,7 @@ def normalised(text: str, max_characters: int) -> URL:
     try:
         return _parsed(text)
     except ValueError as error:  # from yarl: a host, port or character that cannot be
-        raise RefusedURL(Status.BAD_URL, str(error)[:200]) from error
+        raise RefusedURL(Status.BAD_URL, str(error)) from error
 
 
 def redirected(url: URL, location: str, max_characters: int) -> URL:
@@ -79,7 +79,7 @@ def redirected(url: URL, location: str, max_characters: int) -> URL:
     try:
         target = urljoin(str(url), location.strip(_STRIPPED))
     except ValueError as error:
-        raise RefusedURL(Status.BAD_URL, f"redirected to no URL: {error}"[:200]) from error
+        raise RefusedURL(Status.BAD_URL, f"redirected to no URL: {error}") from error
     return normalised(target, max_characters)
 
 
