@@ -254,6 +254,22 @@ def test_rows_that_are_none_keep_their_places(tmp_path: Path) -> None:
     assert "4 values in 2 columns" in rows_of(directory, "quarantine")[0]["detail"]
 
 
+def test_bad_rows_keep_their_places_over_many_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tables, "BLOCK_BYTES", 100)
+    rng = random.Random(2)
+    is_bad = [rng.random() < 0.4 for _ in range(300)] + [True, True]
+    lines = [f"u{i}" + ",x" * (2 if bad else 1) for i, bad in enumerate(is_bad)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_bytes(csv_bytes("url,text", *lines))
+    directory = ingest_urls(tmp_path / "in", rows_per_shard=7)
+    places = {row["offset"]: row["url"] for row in rows_of(directory)}
+    assert places == {i: f"u{i}" for i, bad in enumerate(is_bad) if not bad}
+    bad = {row["uid"] for row in rows_of(directory, "quarantine")}
+    assert bad == {i // 7 << UID_ROW_BITS | i % 7 for i, bad in enumerate(is_bad) if bad}
+
+
 def test_bad_lines_of_json_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_tables, "MAX_LINE_BYTES", 3000)
     monkeypatch.setattr(text_tables, "BLOCK_BYTES", 1000)

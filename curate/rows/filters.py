@@ -46,7 +46,8 @@ class FilterConfig(Strict):
     max_caption_words: int | None = Field(default=None, ge=1)
     """Words between white space; captions of more are dropped."""
     drop_above_punsafe: float | None = Field(default=None, ge=0, le=1)
-    """Published probability of unsafe content, 0..1."""
+    """Published probability of unsafe content, 0..1. For tables of URLs set 0.45, where
+    LAION's research-safe release ends: a run that sets none is warned."""
     drop_above_pwatermark: float | None = Field(default=None, ge=0, le=1)
     """Published probability of a watermark, 0..1."""
     drop_below_aesthetic: float | None = None

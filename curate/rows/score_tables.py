@@ -6,7 +6,7 @@ and pwatermark, the smallest of the other scores. Memory: a part's rows and a ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,9 @@ _WORST = {
     "aesthetic": np.fmin,
     "similarity": np.fmin,
 }
+_SLOT_BITS, _MAX_SLOT_BITS = 6, 27
+"""Of the table that tells at one look that a key is surely not there: 64 slots a key or more, one
+byte each, at most 128 MiB."""
 JOINED = (*_WORST, *DIGEST_BYTES)
 """The SAMPLES columns that a table may bring."""
 
@@ -66,12 +69,14 @@ def joined(samples: pa.Table, tables: Sequence[str]) -> tuple[pa.Table, dict[str
 
     The figures: rows, matched and unmatched, and filled: column -> values that came from a table.
     """
-    keys = {"hash": _Keys(*_hashes(samples["hash"])), "url": _Keys(*_url_hashes(samples["url"]))}
-    urls = samples.column("url").to_pylist()
+    columns = [columns_of(path) for path in tables]
+    known: dict[str, Callable[[pa.ChunkedArray], _Known]] = {"hash": _hashes, "url": _url_hashes}
+    needed = {next(iter(chosen)) for chosen in columns}
+    keys = {key: _Keys(*known[key](samples.column(key))) for key in needed}
+    urls = samples.column("url").to_pylist() if "url" in needed else []
     brought = {column: _Values(column, samples.num_rows) for column in JOINED}
     matched = np.zeros(samples.num_rows, np.bool_)
-    for path in tables:
-        chosen = columns_of(path)
+    for path, chosen in zip(tables, columns, strict=True):
         key = next(iter(chosen))
         for batch in _batches(path, list(chosen.values())):
             rows, hits = keys[key].matches(*_keys_of(batch, key, chosen[key]))
@@ -90,11 +95,17 @@ class _Keys:
     def __init__(self, keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> None:
         order = np.argsort(keys, kind="stable")
         self._sorted, self._rows = keys[order], places[order]
+        num_slots = 1 << min(len(keys).bit_length() + _SLOT_BITS, _MAX_SLOT_BITS)
+        self._mask = np.int64(num_slots - 1)
+        self._may_be = np.zeros(num_slots, np.bool_)
+        self._may_be[keys & self._mask] = True
 
     def matches(
         self, keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return (row of the part, place of the key) of each pair with one key."""
+        maybe = self._may_be[keys & self._mask]
+        keys, places = keys[maybe], places[maybe]
         first = np.searchsorted(self._sorted, keys, "left")
         count = np.searchsorted(self._sorted, keys, "right") - first
         hits = np.repeat(np.arange(len(keys)), count)
