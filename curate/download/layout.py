@@ -146,9 +146,12 @@ def places(
 
 
 def json_member(row: Row) -> bytes:
-    """Return key.json of a row of a listing: json.dumps(row, indent=4), several times faster."""
-    lines = (f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in row.items())
-    return ("{\n" + ",\n".join(lines) + "\n}").encode()
+    """Return key.json of a row of a listing: json.dumps(row, indent=4), several times faster.
+
+    The values are no lists or objects, so that the C encoder, which does not indent, can write it.
+    """
+    text = json.dumps(row, separators=(",\n    ", ": "))
+    return f"{{\n    {text[1:-1]}\n}}".encode()
 
 
 def stats(rows: Sequence[Row], span: Span) -> bytes:

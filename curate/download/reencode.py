@@ -22,6 +22,8 @@ from curate.media.images import SUFFIX_OF_FORMAT, ImageError, ImageHeader, load,
 from manifests.pixels import DECODER_ERRORS, swaps_sides
 
 _WHITE = (255, 255, 255)
+_SHRINK, _ENLARGE = Image.Resampling.HAMMING, Image.Resampling.LANCZOS
+"""Pillow's documentation ranks Hamming with bicubic for shrinking, at two thirds of the time."""
 _REDUCING_GAP = 3.0
 """Pillow first shrinks by whole numbers down to this many times the target: its documentation calls
 3.0 nearly indistinguishable from none."""
@@ -136,8 +138,8 @@ def _scaled(picture: Image.Image, wanted: Sides) -> Image.Image:
     if picture.size == wanted:
         return picture
     if min(wanted) >= min(picture.size):
-        return picture.resize(wanted, Image.Resampling.LANCZOS)
-    return picture.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
+        return picture.resize(wanted, _ENLARGE)
+    return picture.resize(wanted, _SHRINK, reducing_gap=_REDUCING_GAP)
 
 
 def _squared(picture: Image.Image, config: DownloadConfig) -> Image.Image:
