@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from ray_env import ray_cluster, ray_env  # noqa: F401
-from small_questions import save_questions
 from small_chats import save_talkative_llava
+from small_questions import save_questions
 
 from manifests.errors import UserError
 from pipelines.cli import main
