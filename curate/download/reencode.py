@@ -22,11 +22,8 @@ from curate.media.images import SUFFIX_OF_FORMAT, ImageError, ImageHeader, load,
 from manifests.pixels import DECODER_ERRORS, swaps_sides
 
 _WHITE = (255, 255, 255)
-_SHRINK, _ENLARGE = Image.Resampling.HAMMING, Image.Resampling.LANCZOS
-"""Pillow's documentation ranks Hamming with bicubic for shrinking, at two thirds of the time."""
-_REDUCING_GAP = 3.0
-"""Pillow first shrinks by whole numbers down to this many times the target: its documentation calls
-3.0 nearly indistinguishable from none."""
+_SHRINK, _ENLARGE = Image.Resampling.BOX, Image.Resampling.LANCZOS
+"""img2dataset's filters: shrinking is the mean of the area that becomes a pixel."""
 _DRAFT_SIDES = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times too big."""
 _MAX_EXIF_VALUE_CHARACTERS = 200
@@ -139,7 +136,7 @@ def _scaled(picture: Image.Image, wanted: Sides) -> Image.Image:
         return picture
     if min(wanted) >= min(picture.size):
         return picture.resize(wanted, _ENLARGE)
-    return picture.resize(wanted, _SHRINK, reducing_gap=_REDUCING_GAP)
+    return picture.resize(wanted, _SHRINK)
 
 
 def _squared(picture: Image.Image, config: DownloadConfig) -> Image.Image:

@@ -44,7 +44,7 @@ def settle(samples: pa.Table, config: DownloadConfig, journal: Journal) -> None:
     # the fetcher reads them in a thread of its own, so nothing here may touch the journal
     wanted = wanted_rows(samples.take(pa.array(left, pa.int64())))
     for found, prepared in _prepared(fetch(wanted, config), config, lists):
-        _note(journal, found, prepared)
+        _note(journal, found, prepared, as_it_came=config.keep_original_bytes)
 
 
 def wanted_rows(samples: pa.Table) -> Iterator[Wanted]:
@@ -99,7 +99,7 @@ def _judged(one: Fetched, config: DownloadConfig, lists: Blocklists) -> Prepared
     return prepare(one.data, config)
 
 
-def _note(journal: Journal, one: Fetched, prepared: Prepared) -> None:
+def _note(journal: Journal, one: Fetched, prepared: Prepared, *, as_it_came: bool = False) -> None:
     row: dict[str, Any] = {
         "http_code": one.http_code,
         "final_url": None if one.final_url is None else without_surrogates(one.final_url),
@@ -115,7 +115,7 @@ def _note(journal: Journal, one: Fetched, prepared: Prepared) -> None:
         status, image = Status.OK, prepared.data
         row |= {"status": status.value, "detail": "", "suffix": prepared.suffix}
         row |= {name: getattr(prepared, name) for name in _SIDES_AND_EXIF}
-        row["stored_sha256"] = hashlib.sha256(image).hexdigest()
+        row["stored_sha256"] = row["sha256"] if as_it_came else hashlib.sha256(image).hexdigest()
     journal.append(one.row, row, image, is_final=status not in TRANSIENT)
 
 
