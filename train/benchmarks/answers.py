@@ -80,9 +80,9 @@ def match(
 ) -> Answers:
     """Return a text or None for each question.
 
-    A row is matched by the question's own id, its `question_id`, or its `official_id` (details);
-    where several questions share one, by the row's category, then by its prompt. A question that
-    is `optional` (details) needs no answer.
+    A row is matched by the question's own id, its `question_id`, or its `shared_id` or
+    `official_id` (details); where several questions share one, by the row's category, then by its
+    prompt. A question that is `optional` (details) needs no answer.
     Raises: UserError listing ids that no question has, ids answered twice, and, unless
     `allow_missing`, ids of questions without an answer.
     """
@@ -212,7 +212,8 @@ class _Finder:
                     "Give the files of one version.",
                 )
             self._by_id[one.id] = one
-            self._by_shared[str(one.question_id)].append(one)
+            for name in {str(one.question_id), str(one.details.get("shared_id", one.question_id))}:
+                self._by_shared[name].append(one)
             if "official_id" in one.details:
                 self._by_official[str(one.details["official_id"])].append(one)
 
@@ -224,10 +225,13 @@ class _Finder:
         for name in names:
             if name in self._by_id:
                 return self._by_id[name]
-        shared = self._by_shared.get(names[-1], [])
+        shared = next((self._by_shared[one] for one in names[::-1] if one in self._by_shared), [])
         if len(shared) > 1 and not row.get("prompt"):
             return self._next(names[-1], shared)
-        return _only(row, shared) or _only(row, self._by_official.get(names[-1], []))
+        official = self._by_official.get(names[-1], [])
+        if len(official) > 1:  # POPE counts from 1 in each category: what the row says comes first
+            return _only(row, official) or _only(row, shared)
+        return _only(row, shared) or _only(row, official)
 
     def _next(self, name: str, shared: Sequence[Question]) -> Question:
         """Return the next question of those that share an id, the last when all are taken."""
