@@ -146,6 +146,27 @@ def test_mmmu_s_right_answers_may_have_any_name(tmp_path: Path) -> None:
     assert score("mmmu", path, answers)["metrics"] == {"val_accuracy": 100.0}
 
 
+def test_of_mmmu_s_two_files_of_right_answers_validation_counts(tmp_path: Path) -> None:
+    for split, name in (("val", "validation"), ("test", "test")):
+        truth = {f"{name}_Art_1": {"question_type": "multiple-choice", "ground_truth": "A"}}
+        write_json(tmp_path / "data" / f"answer_dict_{split}.json", truth)
+        answers = write_lines(tmp_path / f"{split}.jsonl", answered([f"{name}_Art_1"], ["A"]))
+        bench = "mmmu" if split == "val" else "mmmu-test"
+        # the test answers are there from the second round on
+        assert score(bench, tmp_path / "data", answers)["metrics"] == {f"{split}_accuracy": 100.0}
+    again = score("mmmu", tmp_path / "data", tmp_path / "val.jsonl")
+    assert again["metrics"] == {"val_accuracy": 100.0}
+
+
+def test_ids_as_pandas_writes_them_are_numbers(tmp_path: Path) -> None:
+    row = {"question_id": 1, "image": "n1.jpg", "text": "What?", "answer": "dog"}
+    path = write_lines(tmp_path / "gqa.jsonl", [row])
+    answers = write_lines(tmp_path / "a.jsonl", answered([1.0], ["dog"]))
+    assert score("gqa", path, answers)["metrics"]["accuracy"] == 100.0
+    half = write_lines(tmp_path / "b.jsonl", answered([1.5], ["dog"]))
+    assert "answer 1 has no question_id" in refused("gqa", path, half)
+
+
 def test_a_gqa_file_that_tells_its_answers_needs_no_other(tmp_path: Path) -> None:
     write_json(tmp_path / "v2_mscoco_val2014_questions.json", {"questions": []})  # of VQAv2
     row = {"question_id": "1", "image": "n1.jpg", "text": "What?", "answer": "dog"}

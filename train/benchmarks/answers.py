@@ -54,7 +54,10 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _by_our_names(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the names that uploads for VQA and GQA have replaced."""
+    """Return a row with the names that uploads for VQA and GQA have replaced; an id 7.0 is 7."""
+    number = row.get("question_id")
+    if isinstance(number, float) and number.is_integer():  # as pandas writes it
+        row = {**row, "question_id": int(number)}
     if "question_id" in row and "text" in row:
         return row
     theirs = {"questionId": "question_id", "answer": "text", "prediction": "text"}

@@ -146,6 +146,8 @@ def _question_set(
         listed = [one for one in listed if not one.id.startswith("dev_")]
     else:
         listed = [_bare_question(name, entry) for name, entry in truth.items()]
+    if split is None and len(keys) > 1 and not rows:
+        split = "val" if any(one.details["split"] == "val" for one in listed) else None
     if split is not None and not rows:
         listed = [one for one in listed if one.details["split"] == split]
     listed.sort(key=lambda one: one.category)  # Bunny goes through the subjects by name
