@@ -206,3 +206,14 @@ def test_a_split_in_the_name_is_the_one_that_counts(tmp_path: Path) -> None:
     assert "dev was asked for" in refused("mmbench-dev", path, answers)
     run = warren("score", "mmbench", *asked(path, answers), "--json")
     assert json.loads(run.stdout)["metrics"]["test_accuracy"] == 100.0
+
+
+def test_vqav2_is_scored_without_the_numbers_of_its_pictures(tmp_path: Path) -> None:
+    said = [{"answer": "x", "answer_confidence": "yes", "answer_id": no} for no in range(10)]
+    write_json(tmp_path / "questions.json", {"questions": [{"question_id": 1, "question": "?"}]})
+    told = {"question_id": 1, "answer_type": "other", "question_type": "what", "answers": said}
+    write_json(tmp_path / "annotations.json", {"annotations": [told]})
+    answers = write_lines(tmp_path / "a.jsonl", answered([1], ["X"]))
+    found = score("vqav2", tmp_path, answers)["metrics"]
+    # the upload is "x", as all ten said; "X" itself is not what they wrote, and nothing is mended
+    assert found == {"accuracy": 100.0, "accuracy_of_raw_text": 0.0}
