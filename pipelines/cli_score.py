@@ -39,7 +39,8 @@ def score(
     """Score any model's answers to a benchmark from files on disk.
 
     BENCH is one of mme, pope, gqa, vqav2, scienceqa, mmmu, mmmu-test, seed, mmbench, mmbench-test,
-    mmvet. Its files may be the official ones, Bunny's JSON lines, or the hub's parquet;
+    mmvet, demo; SEED-Bench, mm-vet, mmbench-dev and the like are understood, too. Its files may be
+    the official ones, Bunny's JSON lines, or the hub's parquet, with or without their pictures;
     train/README.md lists them. No figure is printed, and the exit code is 2, when answers are
     missing, double or of other questions.
 

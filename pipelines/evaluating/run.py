@@ -29,8 +29,8 @@ from train.benchmarks.table import MODULES, benchmark, read_questions
 REPORT = "report.json"
 """Of profile bunny; another's is called by it too: report-lmms.json."""
 SUBMISSION = "submission"
-_WITHOUT_PICTURES = ("scienceqa", "demo")
-"""Benchmarks of which some questions have none."""
+_TEXT_ONLY = "text only"
+"""Category of ScienceQA's questions that have no picture."""
 _NO_FIGURES = {"metrics": {}, "tables": {}, "items": 0, "missing": [], "unreadable": []}
 Say = Callable[[str], Any]
 
@@ -64,7 +64,7 @@ def sets_in(data: str, names: Sequence[str] | None) -> list[BenchmarkFiles]:
     found: list[BenchmarkFiles] = []
     for name in MODULES if names is None else names:
         known = benchmark(name)
-        here = _folders(data, name)
+        here = _folders(data, name) or _folders(data, known.name)
         if not here and names is not None:
             here = {name: _elsewhere(data, name, is_alone=len(names) == 1)}
         found += [BenchmarkFiles(label, known, path) for label, path in here.items()]
@@ -172,8 +172,8 @@ def _one(
 def _check_can_be_asked(files: BenchmarkFiles, questions: Sequence[Question]) -> None:
     """Raises: UserError for files of answers alone, and for questions that lack their picture."""
     untold = [one.id for one in questions if not one.details.get("text", one.prompt).strip()]
-    blind = [one.id for one in questions if not one.images]
-    if not untold and (not blind or files.benchmark.name in _WITHOUT_PICTURES):
+    blind = [one.id for one in questions if not one.images and one.category != _TEXT_ONLY]
+    if not untold and (not blind or files.benchmark.name == "demo"):
         return
     what, some = ("text", untold) if untold else ("picture", blind)
     raise UserError(

@@ -54,7 +54,10 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _by_our_names(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the names that uploads for VQA and GQA have replaced."""
+    """Return a row with the names that uploads for VQA and GQA have replaced; an id 7.0 is 7."""
+    number = row.get("question_id")
+    if isinstance(number, float) and number.is_integer():  # as pandas writes it
+        row = {**row, "question_id": int(number)}
     if "question_id" in row and "text" in row:
         return row
     theirs = {"questionId": "question_id", "answer": "text", "prediction": "text"}
@@ -80,9 +83,9 @@ def match(
 ) -> Answers:
     """Return a text or None for each question.
 
-    A row is matched by the question's own id, its `question_id`, or its `official_id` (details);
-    where several questions share one, by the row's category, then by its prompt. A question that
-    is `optional` (details) needs no answer.
+    A row is matched by the question's own id, its `question_id`, or its `shared_id` or
+    `official_id` (details); where several questions share one, by the row's category, then by its
+    prompt. A question that is `optional` (details) needs no answer.
     Raises: UserError listing ids that no question has, ids answered twice, and, unless
     `allow_missing`, ids of questions without an answer.
     """
@@ -212,7 +215,8 @@ class _Finder:
                     "Give the files of one version.",
                 )
             self._by_id[one.id] = one
-            self._by_shared[str(one.question_id)].append(one)
+            for name in {str(one.question_id), str(one.details.get("shared_id", one.question_id))}:
+                self._by_shared[name].append(one)
             if "official_id" in one.details:
                 self._by_official[str(one.details["official_id"])].append(one)
 
@@ -224,10 +228,13 @@ class _Finder:
         for name in names:
             if name in self._by_id:
                 return self._by_id[name]
-        shared = self._by_shared.get(names[-1], [])
+        shared = next((self._by_shared[one] for one in names[::-1] if one in self._by_shared), [])
         if len(shared) > 1 and not row.get("prompt"):
             return self._next(names[-1], shared)
-        return _only(row, shared) or _only(row, self._by_official.get(names[-1], []))
+        official = self._by_official.get(names[-1], [])
+        if len(official) > 1:  # POPE counts from 1 in each category: what the row says comes first
+            return _only(row, official) or _only(row, shared)
+        return _only(row, shared) or _only(row, official)
 
     def _next(self, name: str, shared: Sequence[Question]) -> Question:
         """Return the next question of those that share an id, the last when all are taken."""

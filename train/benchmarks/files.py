@@ -213,7 +213,7 @@ def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
         reader = csv.reader(counted, delimiter="\t")
         header = next(reader, [])
         start = counted.num_bytes
-        for fields in reader:
+        for fields in _whole(reader, path):
             size = counted.num_bytes - start
             if fields and len(fields) != len(header):
                 why = f"Line {reader.line_num} has {len(fields)} fields, the header {len(header)}."
@@ -221,6 +221,14 @@ def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
             if fields:
                 yield TsvRow(dict(zip(header, fields, strict=True)), str(path), start, size)
             start = counted.num_bytes
+
+
+def _whole(reader: Any, path: str | Path) -> Iterator[list[str]]:
+    """Yield a TSV reader's rows. Raises: UserError where there is no row, e.g. at a lone "\\r"."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise unreadable(path, f"Line {reader.line_num}: {error}.") from error
 
 
 class _Counted:

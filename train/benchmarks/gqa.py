@@ -104,7 +104,8 @@ def read(path: str) -> QuestionSet:
     folder = root if root.is_dir() else root.parent
     official = root if root.suffix == ".json" else _official(folder)
     lines = [root] if root.suffix == ".jsonl" else files.question_lines(folder, "*gqa*")
-    if official is None and lines and "answer" in files.read_jsonl(lines[0])[0]:
+    may_tell = official is None or lines == [root]  # a file that is named comes first
+    if may_tell and lines and "answer" in files.read_jsonl(lines[0])[0]:
         rows = files.read_jsonl(lines[0])
         return _question_set([_from_row(row, folder) for row in rows], lines[:1])
     if official is None:

@@ -114,22 +114,33 @@ def _of_one_split(listed: Sequence[Path], split: str | None) -> list[Path]:
 
 def _tsv_rows(path: Path) -> list[_Row]:
     """Return a TSV file's rows. VLMEvalKit stores a picture once, and its row's index elsewhere."""
-    rows, holders, found = [], {}, []
+    rows: list[tuple[dict[str, Any], str]] = []
+    holders: dict[str, ImageSource] = {}
     for row in files.tsv_rows(path):
-        cell = row.values.get("image", "")
-        if len(cell) > MAX_REFERENCE:
-            holders[row.values.get("index", "")] = row.image()
-        reference = row.values.get("index", "") if len(cell) > MAX_REFERENCE else cell
-        rows.append((_values(row.values), reference))
-    for values, reference in rows:
-        if reference and reference not in holders:
-            raise UserError(
-                f"{path}: row {values.get('index')} refers to the picture of row {reference}.",
-                "There is no such row, or it has no picture.",
-                "Download the file again.",
-            )
-        found.append(_Row(values, (holders[reference],) if reference else ()))
-    return found
+        cell, index = row.values.get("image", ""), row.values.get("index", "")
+        if cell and not (cell.isdigit() and len(cell) <= MAX_REFERENCE):
+            holders[index], cell = row.image(), index
+        rows.append((_values(row.values), cell))
+    return [
+        _Row(values, (holders.get(place) or LostImage(str(path), place),) if place else ())
+        for values, place in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class LostImage:
+    """A picture that is said to be in a row where there is none: enough to score, not to ask."""
+
+    path: str
+    index: str
+
+    def read(self) -> bytes:
+        """Raise the error. Raises: UserError."""
+        raise UserError(
+            f"{self.path}: a row refers to the picture of row {self.index}.",
+            "There is no such row, or it has no picture.",
+            "Download the file again.",
+        )
 
 
 def _values(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,3 +359,4 @@ BENCHMARK = Benchmark(
     ),
 )
 TEST = replace(BENCHMARK, name="mmbench-test", read=partial(read, split="test"))
+DEV = replace(BENCHMARK, read=partial(read, split="dev"))

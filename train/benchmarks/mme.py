@@ -112,14 +112,18 @@ def _subtask(
 
 def question_id(image: str, question: str) -> str:
     """Return a question's id: "category/image|question", without folders, suffix and wording."""
-    parts = Path(image).parts
-    return f"{parts[0]}/{Path(image).stem}|{bare(question)}"
+    return f"{image_id(image)}|{bare(question)}"
+
+
+def image_id(image: str) -> str:
+    """Return an image's "category/name": files without pictures do not tell its suffix."""
+    return f"{Path(image).parts[0]}/{Path(image).stem}"
 
 
 def answer_id(row: Mapping[str, Any]) -> str:
     """Return the id that an answers row's `question_id` and `prompt` mean."""
     if not row.get("prompt"):
-        return str(row["question_id"])
+        return image_id(str(row["question_id"]))
     return question_id(str(row["question_id"]), str(row["prompt"]))
 
 
@@ -175,8 +179,8 @@ def _question(
             f"Its subtask is {category!r}, its answer {answer!r}.",
             f"Subtasks are {', '.join(SIZES)}; answers Yes and No.",
         )
-    named = f"{category}/{Path(image).stem}"
-    details = {"image": named, "text": bare(text)}
+    named = image_id(image)
+    details = {"image": named, "shared_id": named, "text": bare(text)}
     asked = text.replace(SINGLE_WORD, "").replace(YES_OR_NO, "").strip() + SINGLE_WORD
     return Question(question_id(image, text), image, asked, tuple(images), category, right, details)
 
@@ -199,7 +203,7 @@ def _from_text(path: Path) -> Iterable[Question]:
         (one for place in places for one in sorted(place.glob(f"{path.stem}.*")) if one != path),
         places[0] / f"{path.stem}.jpg",
     )
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         question, tab, answer = line.strip().partition("\t")

@@ -36,7 +36,7 @@ from train.benchmarks.contract import (
     Texts,
 )
 from train.benchmarks.editions import edition, refuse_hidden_answers, refuse_twice
-from train.benchmarks.folders import json_files
+from train.benchmarks.folders import has_field, json_files
 from train.benchmarks.mmmu_parse import drawn_option, is_right, letters_of, named_option
 from train.benchmarks.wording import OPTION_LETTER, SINGLE_WORD
 
@@ -86,18 +86,24 @@ def read(path: str, split: str | None = None) -> QuestionSet:
 
 
 def _answer_files(found: Path) -> list[Path]:
-    if found.is_file() and found.name.startswith("answer_dict"):
+    if found.is_file() and _is_key(found):
         return [found]
-    return sorted((found if found.is_dir() else found.parent).glob("answer_dict*.json"))
+    return sorted(filter(_is_key, (found if found.is_dir() else found.parent).glob("*.json")))
+
+
+def _is_key(path: Path) -> bool:
+    """Return whether a file has right answers alone, as answer_dict_val.json, under any name."""
+    is_json = path.suffix == ".json"
+    return is_json and has_field(path, "ground_truth") and not has_field(path, "options")
 
 
 def _rows_file(found: Path) -> Path | None:
     """Return the JSON file of the hub's rows: the one given, or the only one of a folder."""
     if found.is_file():
-        is_rows = found.suffix in {".json", ".jsonl"} and not found.name.startswith("answer_dict")
+        is_rows = found.suffix in {".json", ".jsonl"} and not _is_key(found)
         return found if is_rows else None
     listed = json_files(found, "question_type")
-    rows = [one for one in listed if not one.name.startswith("answer_dict")]
+    rows = [one for one in listed if not _is_key(one)]
     if len(rows) > 1:
         names = ", ".join(one.name for one in rows)
         raise files.unreadable(found, f"It has several sets: {names}.", "Name one of them.")
@@ -140,6 +146,8 @@ def _question_set(
         listed = [one for one in listed if not one.id.startswith("dev_")]
     else:
         listed = [_bare_question(name, entry) for name, entry in truth.items()]
+    if split is None and len(keys) > 1 and not rows:
+        split = "val" if any(one.details["split"] == "val" for one in listed) else None
     if split is not None and not rows:
         listed = [one for one in listed if one.details["split"] == split]
     listed.sort(key=lambda one: one.category)  # Bunny goes through the subjects by name
@@ -326,3 +334,4 @@ BENCHMARK = Benchmark(
     ),
 )
 TEST = replace(BENCHMARK, name="mmmu-test", read=partial(read, split="test"))
+VAL = replace(BENCHMARK, read=partial(read, split="val"))

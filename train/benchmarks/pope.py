@@ -83,8 +83,6 @@ def _read(question: Question, text: str | None, profile: Profile) -> str:
     """Return what an answer says; a question without one counts as answered wrongly."""
     if text is not None:
         return parse(text, profile)
-    if profile == "lmms":
-        return ""
     return "no" if question.answer == "yes" else "yes"
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ SAID = re.compile(r"The answer is ([A-Z]).")
 SPLIT = "test"
 EDITIONS = {4241: ("ScienceQA test",), 2017: ("ScienceQA test, the questions with a picture",)}
 HINT = "Put problems.json beside the questions."
+STRIPPED = "no pictures in these files: all questions count as those of ScienceQA-IMG"
 
 
 def read(path: str) -> QuestionSet:
@@ -51,8 +53,11 @@ def read(path: str) -> QuestionSet:
     parquet = [one for one in files.parquet_files(found) if _is_test(one)]
     if parquet:
         rows = files.parquet_rows(parquet)
-        listed = [_hub_question(row.values, no, row.images()) for no, row in enumerate(rows)]
-        return _question_set(listed, parquet)
+        are_full = any("FULL" in str(one) for one in parquet)
+        are_img = not are_full and not any(row.images() for row in rows)
+        return _question_set(
+            _hub_questions([(row.values, row.images()) for row in rows], are_img=are_img), parquet
+        )
     used = _official_files(found)
     if "problems" in used:
         problems = files.read_json(used["problems"])
@@ -66,11 +71,7 @@ def read(path: str) -> QuestionSet:
     folder = rows_file.parent
     if raw and "conversations" in raw[0]:
         return _question_set([_prompted(row, None, folder) for row in raw], [rows_file])
-    listed = [
-        _hub_question(row, no, _named_images(row.get("image"), folder))
-        for no, row in enumerate(raw)
-    ]
-    return _question_set(listed, [rows_file])
+    return _question_set(_hub_rows(raw, folder), [rows_file])
 
 
 def _is_test(path: Path) -> bool:
@@ -104,8 +105,7 @@ def _official(problems: Mapping[str, Any], used: Mapping[str, Path]) -> list[Que
     rows = files.read_json_rows(used["prompts"]) if "prompts" in used else []
     if rows and "conversations" not in rows[0]:  # the hub's rows beside an unused problems.json
         folder = used["prompts"].parent
-        named = [_named_images(row.get("image"), folder) for row in rows]
-        return [_hub_question(row, no, named[no]) for no, row in enumerate(rows)]
+        return _hub_rows(rows, folder)
     prompts = {str(row["id"]): row for row in rows}
     if len(prompts) < len(rows):
         raise UserError(f"{used['prompts']} has two questions of one id.", "", "Download it again.")
@@ -172,6 +172,21 @@ def _problem_question(pid: str, problem: Mapping[str, Any], folder: Path) -> Que
     )
 
 
+def _hub_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Question]:
+    """Return the questions of the hub's rows as JSON; without the key `image` they are of IMG."""
+    are_img = not any("image" in row for row in rows)
+    named = [(row, _named_images(row.get("image"), folder)) for row in rows]
+    return _hub_questions(named, are_img=are_img)
+
+
+def _hub_questions(
+    rows: Sequence[tuple[Mapping[str, Any], Sequence[ImageSource]]], *, are_img: bool
+) -> list[Question]:
+    """Return the hub's questions. are_img: of ScienceQA-IMG, from files without its pictures."""
+    listed = [_hub_question(row, no, images) for no, (row, images) in enumerate(rows)]
+    return [replace(one, category="image") for one in listed] if are_img else listed
+
+
 def _hub_question(row: Mapping[str, Any], no: int, images: Sequence[ImageSource]) -> Question:
     ids = [row[name] for name in ("question_id", "id", "pid") if row.get(name) is not None]
     answer = row.get("answer")
@@ -208,6 +223,8 @@ def _named_images(name: Any, folder: Path) -> tuple[ImageSource, ...]:
 def _question_set(questions: Sequence[Question], used: Any) -> QuestionSet:
     refuse_twice("ScienceQA", questions)
     version, notes = edition("ScienceQA", len(questions), EDITIONS)
+    if any(one.category == "image" and not one.images for one in questions):
+        notes += (STRIPPED,)
     return QuestionSet("scienceqa", version, tuple(questions), files.digests(used), notes)
 
 

@@ -21,15 +21,28 @@ MODULES = {
     "mmvet": "train.benchmarks.mmvet",
     "demo": "train.benchmarks.demo",
 }
+_SPELLINGS = {
+    **dict.fromkeys(("sqa", "sqa-i", "sqa-img", "science-qa", "scienceqa-img"), "scienceqa"),
+    **dict.fromkeys(("seedbench", "seed-bench", "seed-bench-1"), "seed"),
+    **dict.fromkeys(("vqa", "vqa-v2", "vqav2-val"), "vqav2"),
+    "mm-vet": "mmvet",
+}
+_SPLITS = {"mmbench-dev": f"{MODULES['mmbench']}:DEV", "mmmu-val": f"{MODULES['mmmu']}:VAL"}
 
 
 def benchmark(name: str) -> Benchmark:
-    """Return a benchmark by its name. Raises: UserError when there is none of that name."""
-    if name not in MODULES:
+    """Return a benchmark by its name, in any case, or as others spell it ("SEED-Bench").
+
+    Raises: UserError when there is none of that name.
+    """
+    plain = name.lower().replace("_", "-")
+    plain = _SPELLINGS.get(plain, plain)
+    place = {**MODULES, **_SPLITS}.get(plain)
+    if place is None:
         raise UserError(
             f"There is no benchmark {name!r}.", f"Known: {', '.join(MODULES)}.", "Name one of them."
         )
-    module, _, attribute = MODULES[name].partition(":")
+    module, _, attribute = place.partition(":")
     found: Benchmark = getattr(import_module(module), attribute or "BENCHMARK")
     return found
 
@@ -42,7 +55,7 @@ def read_questions(found: Benchmark, path: str) -> QuestionSet:
     fix = f"Give one of: {'; '.join(found.layouts)}."
     try:
         questions = found.read(path)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is no layout of {found.title} that is known.", why, fix) from error
     if not questions.questions:

@@ -197,7 +197,8 @@ def _question_set(
 def _question(row: Mapping[str, Any], folder: Path, split: str) -> Question:
     """Return a question of Bunny's file (`text`, `image`) or the official one."""
     text = row.get("text") or row.get("question", "")  # answers alone can be scored, not asked
-    name = row.get("image") or f"COCO_{split.replace('-dev', '')}_{int(row['image_id']):012}.jpg"
+    image_id = int(row.get("image_id") or 0)  # not needed to score
+    name = row.get("image") or f"COCO_{split.replace('-dev', '')}_{image_id:012}.jpg"
     places = [folder / split.replace("-dev", ""), folder / "images"]
     place = next((one for one in places if one.is_dir()), places[0])
     return Question(
