@@ -210,6 +210,19 @@ def test_nothing_is_enlarged_beyond_the_limit_of_pixels() -> None:
     assert stored(line, resize="keep_ratio_largest", **settings).height == 1
 
 
+@pytest.mark.parametrize(("suffix", "longest"), [("jpg", 65_500), ("webp", 16_383)])
+def test_what_a_format_cannot_hold_is_refused_and_not_an_error(suffix: str, longest: int) -> None:
+    """A line of a few hundred bytes; an error here would fail its whole shard, at each attempt."""
+    for kind, make in (("across", lambda n: (n, 2)), ("down", lambda n: (2, n))):
+        for length, is_stored in ((longest, True), (longest + 1, False), (70_000, False)):
+            line = file_of(Image.new("RGB", make(length)), "PNG")
+            if is_stored:
+                assert max(pixels(stored(line, encode_format=suffix)).shape) == longest, kind
+            else:
+                assert refused(line, encode_format=suffix) is Status.TOO_MANY_PIXELS, kind
+            if suffix == "webp":
+                assert stored(line, encode_format="png").original_width == make(length)[0]
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

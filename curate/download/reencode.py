@@ -29,6 +29,8 @@ _REDUCING_GAP = 3.0
 3.0 nearly indistinguishable from none."""
 _DRAFT_SIDES = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times too big."""
+_MAX_SIDE = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}
+"""Longest side in pixels that a format can hold, in the encoders that Pillow has (libjpeg, WebP)."""
 _MAX_EXIF_VALUE_CHARACTERS = 200
 _IFDS = (
     ("EXIF", ExifTags.IFD.Exif, ExifTags.TAGS),
@@ -121,6 +123,10 @@ def _encoded_anew(data: bytes, config: DownloadConfig) -> Stored | Refused:
             detail = f"it would be enlarged to {wanted[0]} x {wanted[1]}"
             return Refused(Status.TOO_MANY_PIXELS, detail)
         picture = _squared(_scaled(picture, wanted), config)
+    if max(picture.size) > _MAX_SIDE[config.encode_format]:
+        width, height = picture.size
+        detail = f"{width} x {height} has a side that {config.encode_format} cannot hold"
+        return Refused(Status.TOO_MANY_PIXELS, detail)
     found = _encode(picture, config), config.encode_format, *picture.size, *original
     return Stored(*found, exif_json(image))
 
