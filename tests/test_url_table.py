@@ -236,6 +236,18 @@ def test_a_digest_is_read_and_what_is_none_is_kept_as_given(tmp_path: Path, form
     assert "no digest" in json.loads(found[1]["extra"]).values()
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(("column", "digits"), [("sha256", 32), ("md5", 16), ("md5", 64)])
+def test_a_digest_of_another_length_is_none(
+    tmp_path: Path, form: str, column: str, digits: int
+) -> None:
+    """An MD5 has as many characters as a SHA-256 has bytes: taken for one, no file would match."""
+    write_rows(tmp_path / "in" / f"a.{form}", [{"url": "u", column: "aB" * (digits // 2)}])
+    (row,) = rows_of(ingest_urls(tmp_path / "in"))
+    assert row[f"published_{column}"] is None
+    assert "aB" * (digits // 2) in json.loads(row["extra"]).values()
+
+
 def test_digests_may_come_as_bytes(tmp_path: Path) -> None:
     digests = pa.array([b"\xff" * 16, None], pa.binary(16))
     found = sampled(tmp_path, pa.table({"url": ["u", "v"], "md5": digests}))
