@@ -239,6 +239,15 @@ def test_a_redirect_to_a_listed_domain_is_not_kept(server: HostileServer, tmp_pa
     assert fates(stage) == {0: "blocklisted", 1: "", 2: "blocklisted"}
 
 
+def test_a_redirect_to_a_listed_url_is_not_kept(server: HostileServer, tmp_path: Path) -> None:
+    target = server.serve_bytes("/listed.jpg", photo(0))
+    urls = [server.redirect("/moved", target), target + "#x", server.serve_bytes("/b", photo(1))]
+    (tmp_path / "urls").write_text(target + "\n")
+    table = table_of(tmp_path / "in", urls)
+    stage = downloaded(table, tmp_path / "out", blocked_urls=[str(tmp_path / "urls")])
+    assert fates(stage) == {0: "blocklisted", 1: "blocklisted", 2: ""}
+    assert server.times_asked["/listed.jpg"] == 1
+
 def test_loopback_is_refused_unless_it_is_asked_for(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", serve_photos(server, 3))
     stage = downloaded(table, tmp_path / "out", allow_private_addresses=False)

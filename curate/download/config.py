@@ -65,7 +65,8 @@ class DownloadConfig(FetchConfig, ImageLimits):
     """Store the files as they came, under the suffix that their content tells; they are looked at,
     but not decoded, resized or encoded."""
     blocked_urls: list[str] = []
-    """Files with a URL, or the MD5 or SHA-256 of a URL in hexadecimal, a line; never fetched."""
+    """Files with a URL, or the MD5 or SHA-256 of a URL in hexadecimal, a line; never fetched, nor
+    kept when a redirect has led there."""
     blocked_domains: list[str] = []
     """Files with a domain a line; it and what is below it is never fetched, nor kept when a
     redirect has led there."""

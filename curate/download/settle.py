@@ -90,8 +90,8 @@ def _prepared(
 
 def _judged(one: Fetched, config: DownloadConfig, lists: Blocklists) -> Prepared:
     """Return the image to store of an answer, or why there is none."""
-    if one.final_url is not None and lists.blocks_domain_of(one.final_url):
-        return Refused(Status.BLOCKLISTED, "its redirect leads to a domain on a list")
+    if one.final_url is not None and lists.blocks_url(one.final_url):
+        return Refused(Status.BLOCKLISTED, "its redirect leads to what is on a list")
     if one.data is None:
         return Refused(one.status, one.detail)
     if lists.blocks_image(one.data, sha256=one.sha256):
