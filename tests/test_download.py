@@ -312,6 +312,22 @@ def test_texts_that_are_not_unicode_are_mended(server: HostileServer, tmp_path: 
     assert found.column("n").to_pylist() == ["12345678901234567890", None, "1"]
 
 
+def test_no_column_of_the_source_hides_another() -> None:
+    """Such as of a listing that was a source itself: it has status and source_status."""
+    extra = '{"status": 1, "source_status": 2, "source_key": 3, "source_source_key": 4}'
+    samples = pa.Table.from_pylist([{"uid": 0, "key": "k", "extra": extra}])
+    for field in SAMPLES:
+        if field.name not in samples.column_names:
+            samples = samples.append_column(field, pa.nulls(1, field.type))
+    (row,) = layout.source_columns(samples).to_pylist()
+    found = {name: value for name, value in row.items() if isinstance(value, int)}
+    assert found == {
+        "source_status": 2,
+        "source_source_status": 1,
+        "source_source_source_key": 3,
+        "source_source_key": 4,
+    }
+
 def test_the_same_answers_make_the_same_bytes(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", [*serve_photos(server, 25), server.url("/gone")])
     one = downloaded(table, tmp_path / "one", concurrency=1, resize_threads=1)
