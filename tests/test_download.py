@@ -318,7 +318,7 @@ def test_no_column_of_the_source_hides_another() -> None:
     samples = pa.Table.from_pylist([{"uid": 0, "key": "k", "extra": extra}])
     for field in SAMPLES:
         if field.name not in samples.column_names:
-            samples = samples.append_column(field, pa.nulls(1, field.type))
+            samples = samples.append_column(field.name, pa.nulls(1, field.type))
     (row,) = layout.source_columns(samples).to_pylist()
     found = {name: value for name, value in row.items() if isinstance(value, int)}
     assert found == {
