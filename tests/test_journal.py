@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from curate.download.journal import Journal, Span
 from manifests.errors import PartDamaged, UserError
 
 SPAN = Span(1.0, 2.0)
+ROOT = Path(__file__).parents[1]
 
 
 def write(folder: Path, *uids: int, word: str = "ok", is_final: bool = True) -> Journal:
@@ -107,6 +112,34 @@ def test_a_folder_that_cannot_be_made_is_for_the_user_to_mend(tmp_path: Path) ->
     with pytest.raises(UserError, match="file"):
         Journal(tmp_path / "file" / "j")
 
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from curate.download.journal import Journal\n"
+        "from manifests.errors import UserError\n"
+        "try:\n"
+        "    with Journal(Path(sys.argv[1])) as journal:\n"
+        "        for uid in range(9):\n"
+        "            journal.append(uid, {}, bytes(9000), is_final=True)\n"
+        "except UserError as error: sys.exit(str(error))\n"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "j")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,  # the limit must not be ours
+    )
+    assert "No space is left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    with Journal(tmp_path / "j") as journal:
+        assert sorted(journal.entries) == [0, 1, 2, 3]
 
 def test_only_journals_of_finished_items_are_swept(tmp_path: Path) -> None:
     for name in ("a", "b"):

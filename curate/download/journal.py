@@ -18,6 +18,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -64,7 +65,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Open the journal, making it if need be. Raises: UserError when it cannot be written."""
         self.folder = folder
-        self.span: Span | None = None
+        self.span: Span |self._own: FileIO | None = None
         self.entries: dict[int, Entry] = {}
         self._logs: list[Path] = []
         self._sizes: list[int] = []  # of what is known of each log, in bytes
@@ -105,9 +106,7 @@ class Journal:
         header = _HEADER.pack(_MARK, uid, is_final, len(text), len(image))
         checksum = zlib.crc32(image, zlib.crc32(text, zlib.crc32(header)))
         with _explained(self.folder):
-            file = self._own_log()
-            file.write(b"".join((header, _CHECKSUM.pack(checksum), text, image)))
-            file.flush()
+            _write(self._own_log(), b"".join((header, _CHECKSUM.pack(checksum), text, image)))
         entry = Entry(len(self._logs) - 1, self._sizes[-1], is_final, len(text), len(image))
         self._sizes[-1] += entry.num_bytes
         self._take(uid, entry)
@@ -143,10 +142,10 @@ class Journal:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _own_log(self) -> BinaryIO:
+    def _own_log(self) -> FileIO:
         if self._own is None:
             path = self.folder / f"{uuid.uuid4().hex}.log"
-            self._own = path.open("xb")
+            self._own = path.open("xb", buffering=0)
             self._logs.append(path)
             self._sizes.append(0)
         return self._own
@@ -182,6 +181,13 @@ class Journal:
         if len(found) != size:
             raise PartDamaged(f"{self.folder} has lost bytes while it was read.")
         return found
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Write all bytes. Nothing is buffered: closing would try in vain to write what did not fit."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 @contextmanager
