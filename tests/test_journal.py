@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 import subprocess
@@ -86,6 +87,21 @@ def test_two_attempts_at_once_end_with_what_the_first_has_sealed(tmp_path: Path)
             assert (one.row(1)["by"], one.image(1), one.row(2)["by"]) == (1, b"one", 1)
             assert one.is_settled(2)  # for good now: no attempt may still change it
 
+
+def test_without_hard_links_the_first_seal_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as vfat does
+
+    monkeypatch.setattr(journals.os, "link", refuse)
+    with Journal(tmp_path / "j") as first, Journal(tmp_path / "j") as second:
+        first.append(1, {"by": 1}, b"", is_final=True)
+        second.append(1, {"by": 2}, b"", is_final=True)
+        first.seal(SPAN)
+        second.seal(Span(3.0, 4.0))
+        assert (second.span, second.row(1)) == (SPAN, {"by": 1})
+    assert not list((tmp_path / "j").glob("*.tmp"))
 
 def test_a_seal_counts_what_its_attempt_knew_of_a_log_that_grew(tmp_path: Path) -> None:
     growing = write(tmp_path / "j", 1)

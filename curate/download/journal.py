@@ -10,6 +10,7 @@ was transient) is not final: the next attempt asks again, and its answer replace
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ SEAL = "sealed.json"
 _HEADER = struct.Struct("<4sQ?II")  # mark, uid, is final, bytes of JSON, bytes of image
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header, JSON and image
 _MARK = b"row\n"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _START = _HEADER.size + _CHECKSUM.size
 
 
@@ -132,7 +134,7 @@ class Journal:
         try:
             with _explained(self.folder):
                 temporary.write_text(json.dumps({"logs": logs, "span": list(span)}))
-            os.link(temporary, self.folder / SEAL)  # fails where there is one: rename would not
+            _name(temporary, self.folder / SEAL)
         except FileExistsError:
             self.close()
             self._logs, self._sizes, self.entries = [], [], {}
@@ -188,6 +190,22 @@ def _write(file: FileIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
+
+
+def _name(temporary: Path, final: Path) -> None:
+    """Give a file its name. Raises: FileExistsError where there is one: a rename would not.
+
+    On a file system without hard links (vfat; buckets that are mounted) only a rename is left; two
+    attempts that seal within the same moment would then not see each other.
+    """
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if final.exists():
+            raise FileExistsError(final) from error
+        temporary.rename(final)
 
 
 @contextmanager
