@@ -452,12 +452,13 @@ SAFE = {"filter": {"drop_above_punsafe": 0.45}}
     ("table", "sections", "warned"),
     [
         (base_table(1), {}, ["Re-LAION"]),
-        (base_table(1, LANGUAGE=pa.array(["fr"])), SAFE, ["Re-LAION"]),
+        (base_table(1, LANGUAGE=pa.array(["fr"])), SAFE, ["Re-LAION", "judges nothing"]),
         (joined_table([("http://e.org/a", "a")]), SAFE, ["Re-LAION"]),
         (joined_table([("http://e.org/a", "a")]), {}, ["Re-LAION", "drop_above_punsafe"]),
         (pa.table({"url": ["u"], "punsafe": [0.1]}), {"filter": {}}, ["drop_above_punsafe"]),
         (pa.table({"url": ["u"], "caption": ["c"], "punsafe": [0.1]}), SAFE, []),
         (pa.table({"url": ["u"]}), {}, []),
+        (pa.table({"url": ["u"]}), SAFE, ["judges nothing"]),
     ],
 )
 def test_what_a_person_should_know_is_said_and_kept(
