@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import string
+import threading
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,7 @@ from curate.download.resolver import (
     GuardedResolver,
     Network,
     guarded_socket,
+    system_network,
 )
 from curate.download.statuses import Status
 
@@ -180,3 +183,30 @@ def test_any_text_is_refused_or_is_an_ascii_url_of_a_host(text: str) -> None:
         assert url.port
         assert set(str(url)) <= _ALLOWED
         assert normalised(str(url), 10**6).raw_host == url.raw_host
+
+
+def test_names_that_are_not_answered_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up goes on after its URL has timed out: there are more of them than URLs in flight."""
+    answered = threading.Event()
+    ask = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        if host.startswith("silent"):
+            answered.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return ask(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    async def found() -> list[str]:
+        resolver = GuardedResolver(system_network(allow_private_addresses=True))
+        silent = [asyncio.create_task(resolver.resolve(f"silent-{n}")) for n in range(250)]
+        try:
+            async with asyncio.timeout(30):
+                return [one["host"] for one in await resolver.resolve("127.0.0.1")]
+        finally:
+            answered.set()
+            await asyncio.gather(*silent, return_exceptions=True)
+            await resolver.close()
+
+    assert asyncio.run(found()) == ["127.0.0.1"]
