@@ -368,6 +368,19 @@ def test_a_list_that_is_all_gone_is_a_result_if_the_user_says_so(
     assert len(server.requests) == asked, "what is settled is not asked again"
 
 
+def test_an_outage_is_told_though_no_shard_has_enough_rows_to_tell(tmp_path: Path) -> None:
+    with HostileServer() as server:
+        urls = serve_photos(server, 24)
+    table = table_of(tmp_path / "in", urls)
+    with pytest.raises(StageFailed, match=r"0 of 24 URLs .*over all shards: .*connection.*Delete"):
+        downloaded(table, tmp_path / "out", rows_per_shard=8, attempts=1)
+    (path,) = (tmp_path / "out").glob("download-*")
+    assert not (path / "record.json").exists()
+    stage = downloaded(
+        table, tmp_path / "out", rows_per_shard=8, attempts=1, min_success_share=0.0
+    )
+    assert record(stage)["dropped"] == {"connection": 24}
+
 def is_text(url: str) -> bool:
     """Tell whether a table can hold it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in url)
