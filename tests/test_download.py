@@ -35,6 +35,7 @@ from small_inputs import ingest, names_below, record, rows_of, run_here, stages
 from curate.download import layout, settle
 from curate.download.statuses import Status
 from manifests import store
+from manifests.checks import check
 from manifests.errors import StageFailed, UserError
 from manifests.schemas import SAMPLES
 from manifests.work import StageDir
@@ -177,6 +178,9 @@ def test_embed_select_and_assemble_go_on_from_it(server: HostileServer, tmp_path
     counts = {name: record(one)["kept"] for name, one in made.items()}
     assert counts == {"ingest": 22, "download": 20, "embed": 20, "select": 12, "assemble": 12}
     assert run_cli(["check", str(tmp_path / "out")]) == 0
+    found = check(str(tmp_path / "out"), made)
+    rules = [one.stage for one in found if one.rule == "samples are the kept rows"]
+    assert rules == ["ingest", "download"]
     for row in rows_of(made["assemble"]):
         (image,) = row["images"]
         data = Path(made["assemble"].path, row["shard"]).read_bytes()
