@@ -2,9 +2,9 @@
 
 every file has the size and SHA-256 of its marker, and the record says the same; each stage was
 made from the stages before it and judged exactly the rows that the last of them kept, each once;
-the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples
-are the kept rows of ingest, and of download, and the quarantine tables each stage's quarantined ones; the coreset is
-the select stage's kept rows, sorted by uid.
+the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples of
+ingest and download are their kept rows, and the quarantine tables each stage's quarantined ones;
+the coreset is the select stage's kept rows, sorted by uid.
 """
 
 from __future__ import annotations

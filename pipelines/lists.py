@@ -104,8 +104,8 @@ def _write_reference_keys(
     if not source.brings_images and largest >= MAX_REFERENCE_TARS * ROWS_PER_REFERENCE_TAR:
         raise UserError(
             f"The key {largest} is in no tar of the reference.",
-            f"It finds a key in the tar of its ten thousand, of {MAX_REFERENCE_TARS:,} at most; ids "
-            "such as LAION's SAMPLE_ID are no such keys.",
+            f"It finds a key in the tar of its ten thousand, {MAX_REFERENCE_TARS:,} tars at most; "
+            "ids such as LAION's SAMPLE_ID are no such keys.",
             "Take `--as urls` instead, or coreset.parquet.",
         )
     if not source.brings_images:  # the reference opens the list of every tar, also of an empty one

@@ -71,6 +71,7 @@ def test_another_way_to_write_a_url_or_domain_is_no_way_around_a_list(tmp_path: 
     for url in ("http://a.example/x?y=u", "http://b.example/z?top", "http://bucher.example/"):
         assert not blocked.blocks_url(url), url
 
+
 def test_images_are_found_by_either_hash(tmp_path: Path) -> None:
     by_md5 = hashlib.md5(b"one", usedforsecurity=False).hexdigest()
     by_sha256 = hashlib.sha256(b"two").hexdigest()

@@ -252,6 +252,7 @@ def test_a_redirect_to_a_listed_url_is_not_kept(server: HostileServer, tmp_path:
     assert fates(stage) == {0: "blocklisted", 1: "blocklisted", 2: ""}
     assert server.times_asked["/listed.jpg"] == 1
 
+
 def test_loopback_is_refused_unless_it_is_asked_for(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", serve_photos(server, 3))
     stage = downloaded(table, tmp_path / "out", allow_private_addresses=False)
@@ -332,6 +333,7 @@ def test_no_column_of_the_source_hides_another() -> None:
         "source_source_key": 4,
     }
 
+
 def test_the_same_answers_make_the_same_bytes(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", [*serve_photos(server, 25), server.url("/gone")])
     one = downloaded(table, tmp_path / "one", concurrency=1, resize_threads=1)
@@ -380,10 +382,9 @@ def test_an_outage_is_told_though_no_shard_has_enough_rows_to_tell(tmp_path: Pat
         downloaded(table, tmp_path / "out", rows_per_shard=8, attempts=1)
     (path,) = (tmp_path / "out").glob("download-*")
     assert not (path / "record.json").exists()
-    stage = downloaded(
-        table, tmp_path / "out", rows_per_shard=8, attempts=1, min_success_share=0.0
-    )
+    stage = downloaded(table, tmp_path / "out", rows_per_shard=8, attempts=1, min_success_share=0.0)
     assert record(stage)["dropped"] == {"connection": 24}
+
 
 def is_text(url: str) -> bool:
     """Tell whether a table can hold it."""

@@ -103,6 +103,7 @@ def test_without_hard_links_the_first_seal_counts_too(
         assert (second.span, second.row(1)) == (SPAN, {"by": 1})
     assert not list((tmp_path / "j").glob("*.tmp"))
 
+
 def test_a_seal_counts_what_its_attempt_knew_of_a_log_that_grew(tmp_path: Path) -> None:
     growing = write(tmp_path / "j", 1)
     with Journal(tmp_path / "j") as other:
@@ -156,6 +157,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     with Journal(tmp_path / "j") as journal:
         assert sorted(journal.entries) == [0, 1, 2, 3]
+
 
 def test_only_journals_of_finished_items_are_swept(tmp_path: Path) -> None:
     for name in ("a", "b"):

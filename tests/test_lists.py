@@ -97,6 +97,7 @@ def test_keys_of_no_tar_are_refused(tmp_path: Path) -> None:
     assert "2990575000000 is in no tar" in found.stderr
     assert not (tmp_path / "keys").exists()
 
+
 @pytest.mark.parametrize("column", ["key", "uid"])
 def test_datacomp_uids_are_found_by_bisection_as_its_resharder_does(
     tmp_path: Path, column: str

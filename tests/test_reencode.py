@@ -223,6 +223,7 @@ def test_what_a_format_cannot_hold_is_refused_and_not_an_error(suffix: str, long
             if suffix == "webp":
                 assert stored(line, encode_format="png").original_width == make(length)[0]
 
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

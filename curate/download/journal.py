@@ -67,12 +67,12 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Open the journal, making it if need be. Raises: UserError when it cannot be written."""
         self.folder = folder
-        self.span: Span |self._own: FileIO | None = None
+        self.span: Span | None = None
         self.entries: dict[int, Entry] = {}
         self._logs: list[Path] = []
         self._sizes: list[int] = []  # of what is known of each log, in bytes
         self._readers: dict[int, BinaryIO] = {}
-        self._own: BinaryIO | None = None
+        self._own: FileIO | None = None
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._load()

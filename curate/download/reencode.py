@@ -30,7 +30,7 @@ _REDUCING_GAP = 3.0
 _DRAFT_SIDES = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times too big."""
 _MAX_SIDE = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}
-"""Longest side in pixels that a format can hold, in the encoders that Pillow has (libjpeg, WebP)."""
+"""Longest side in pixels that the encoders can write: of libjpeg and libwebp."""
 _MAX_EXIF_VALUE_CHARACTERS = 200
 _IFDS = (
     ("EXIF", ExifTags.IFD.Exif, ExifTags.TAGS),

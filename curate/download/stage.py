@@ -173,6 +173,7 @@ def _is_outage(rows_by_status: Counter[str], config: DownloadConfig) -> bool:
     share = rows_by_status[Status.OK] / max(1, asked)
     return asked >= MIN_ROWS_OF_OUTAGE and share < config.min_success_share
 
+
 def _journals(view: View) -> Path:
     """Return the folder of this stage's journals: on this machine, wherever the stage lies.
 

@@ -30,9 +30,9 @@ _NO_CEILING = (
     "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
 )
 _NOTHING_TO_JUDGE = (
-    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not known "
-    "passes. Use tables that have it (Re-LAION's do), or join the published scores: source.join, of "
-    "a url_table"
+    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not "
+    "known passes. Use tables that have it (Re-LAION's do), or, for a url_table, join the "
+    "published scores: source.join"
 )
 
 
@@ -120,9 +120,7 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     return found + punsafe_warnings(every, sections)
 
 
-def punsafe_warnings(
-    tables: Sequence[Sequence[str]], sections: Mapping[str, Strict]
-) -> list[str]:
+def punsafe_warnings(tables: Sequence[Sequence[str]], sections: Mapping[str, Strict]) -> list[str]:
     """Return what to say of the ceiling on punsafe, for tables with these columns."""
     has_punsafe = any("punsafe" in choose(columns) for columns in tables)
     ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)

@@ -108,13 +108,14 @@ def check_files(root: str, names: Sequence[str]) -> None:
 
 
 def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
-    """Return what a person should know of the metadata before a run; the first file is looked at."""
+    """Return what a person should know of the metadata; the first file is looked at."""
     root, names = shards(source.location)
     table = companions(root, names[0])[2]
     with _parquet(paths.join(root, table)) as file:
         columns = file.schema_arrow.names
     withdrawn = [laion.WITHDRAWN.format(shown=table)] if laion.is_withdrawn(columns) else []
     return withdrawn + punsafe_warnings([columns], sections)
+
 
 def ingest_part(
     source: SourceConfig, root: str, part: int, shards: Sequence[tuple[int, str]]
