@@ -137,8 +137,8 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
         "from manifests.errors import UserError\n"
         "try:\n"
         "    with Journal(Path(sys.argv[1])) as journal:\n"
-        "        for uid in range(9):\n"
-        "            journal.append(uid, {}, bytes(9000), is_final=True)\n"
+        "        for uid in range(20):\n"
+        "            journal.append(uid, {}, bytes(3000), is_final=True)\n"
         "except UserError as error: sys.exit(str(error))\n"
     )
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     assert "No space is left to write" in done.stderr
     assert "Traceback" not in done.stderr
     with Journal(tmp_path / "j") as journal:
-        assert sorted(journal.entries) == [0, 1, 2, 3]
+        assert sorted(journal.entries) == list(range(13))
 
 
 def test_only_journals_of_finished_items_are_swept(tmp_path: Path) -> None:
