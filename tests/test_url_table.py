@@ -282,6 +282,19 @@ def test_bad_rows_keep_their_places_over_many_blocks(
     assert bad == {i // 7 << UID_ROW_BITS | i % 7 for i, bad in enumerate(is_bad) if bad}
 
 
+def test_rows_that_a_quotation_mark_swallows_are_told(tmp_path: Path) -> None:
+    """Tables of tabs seldom quote: this mark opens a value that ends two rows later."""
+    captions = ["plain", '"opens', "b", 'ends "here" ok', '5" pipe', '"two\nlines"', "last"]
+    lines = [f"u{row}\t{caption}\n" for row, caption in enumerate(captions)]
+    (tmp_path / "a.tsv").write_text("url\tcaption\n" + "".join(lines))
+    directory = ingest_urls(tmp_path / "a.tsv")
+    assert [row["url"] for row in rows_of(directory)] == ["u0", "u4", "u5", "u6"]
+    (bad,) = rows_of(directory, "quarantine")
+    assert bad["error"] == "bad_row"
+    assert "makes 3 lines one value" in bad["detail"]
+    assert "u2\tb" in bad["detail"]
+
+
 def test_bad_lines_of_json_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_tables, "MAX_LINE_BYTES", 3000)
     monkeypatch.setattr(text_tables, "BLOCK_BYTES", 1000)
