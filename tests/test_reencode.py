@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from download_worlds import photo
 from PIL import Image
 
+from curate.download import reencode
 from curate.download.config import DownloadConfig
 from curate.download.reencode import Refused, Stored, prepare
 from curate.download.statuses import Status
@@ -143,6 +146,30 @@ def test_decoding_a_jpeg_smaller_loses_no_quality() -> None:
     small = pixels(stored(data, image_size=300, encode_format="png"))
     wanted = np.asarray(picture.resize((400, 300), Image.Resampling.BICUBIC), np.int16)
     assert np.abs(small - wanted).mean() < 1.0
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread may meet one, and each would take as much memory as a worker should in all."""
+    decode, lock = reencode._encoded_anew, threading.Lock()
+    now, most = 0, 0
+
+    def counted(data: bytes, config: DownloadConfig) -> Stored | Refused:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        try:
+            return decode(data, config)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(reencode, "_encoded_anew", counted)
+    monkeypatch.setattr(reencode, "_LARGE", 40 * 30 - 1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: prepare(photo(n), config()), range(40)))
+    assert all(isinstance(one, Stored) for one in found)
+    assert most == 1
 
 
 def test_sixteen_bits_keep_their_mean() -> None:
