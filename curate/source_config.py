@@ -66,6 +66,8 @@ class SourceConfig(Strict):
             raise MissingField(needed)
         if getattr(self, other) is not None:
             raise ValueError(f"a source of kind {self.kind} takes {needed}, not {other}")
+        if not self.is_urls and (self.join or self.laion_hash):
+            raise ValueError(f"a source of kind {self.kind} takes no join and no laion_hash")
         return self
 
     @property

@@ -2,9 +2,9 @@
 
 every file has the size and SHA-256 of its marker, and the record says the same; each stage was
 made from the stages before it and judged exactly the rows that the last of them kept, each once;
-the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples
-are ingest's kept rows and the quarantine tables each stage's quarantined ones; the coreset is
-the select stage's kept rows, sorted by uid.
+the counts of the record are those of the tables; kept + dropped + quarantined = in; the samples of
+ingest and download are their kept rows, and the quarantine tables each stage's quarantined ones;
+the coreset is the select stage's kept rows, sorted by uid.
 """
 
 from __future__ import annotations
@@ -116,11 +116,11 @@ def _accounts(
     explained = _uids_in(directory.files("quarantine"))
     same = np.array_equal(explained, np.sort(np.concatenate(bad)))
     findings.append(add("quarantine tables are complete", same, f"{len(explained)} rows"))
-    if kept_before is None:
+    if kept_before is None or directory.stage == "download":
         samples = _uids_in(directory.files())
         same = np.array_equal(samples, all_kept)
         findings.append(add("samples are the kept rows", same, f"{len(samples)} samples"))
-    else:
+    if kept_before is not None:
         same = np.array_equal(uids, kept_before)
         detail = f"{len(uids)} judged, {len(kept_before)} kept before"
         findings.append(add("judges what the stage before kept", same, detail))

@@ -32,6 +32,8 @@ Kind = Literal["reference-keys", "datacomp-uids", "urls"]
 CORESET = "coreset.parquet"
 ROWS_PER_REFERENCE_TAR = 10_000
 """Keys of one tar of the reference, which finds a key's tar by integer division."""
+MAX_REFERENCE_TARS = 1_000_000
+"""Its tars have six digits (LAION-2B are 232,320); a list is written for each up to the last."""
 DATACOMP_UID = np.dtype("u8,u8")
 
 URL_LIST = pa.schema(
@@ -99,6 +101,13 @@ def _write_reference_keys(
         for (name,), rows in grouped.items():
             keys.setdefault(str(name), []).append(rows["key"].to_numpy())
         largest = max(largest, int(numbers.max(initial=-1)))
+    if not source.brings_images and largest >= MAX_REFERENCE_TARS * ROWS_PER_REFERENCE_TAR:
+        raise UserError(
+            f"The key {largest} is in no tar of the reference.",
+            f"It finds a key in the tar of its ten thousand, {MAX_REFERENCE_TARS:,} tars at most; "
+            "ids such as LAION's SAMPLE_ID are no such keys.",
+            "Take `--as urls` instead, or coreset.parquet.",
+        )
     if not source.brings_images:  # the reference opens the list of every tar, also of an empty one
         tars = range(max(largest // ROWS_PER_REFERENCE_TAR, -1) + 1)
         keys = {_tar_name(f"{tar:06d}"): [] for tar in tars} | keys

@@ -54,6 +54,24 @@ def test_a_domain_blocks_what_is_below_it_and_nothing_beside(tmp_path: Path) -> 
         assert not blocked.blocks_url(url), url
 
 
+def test_another_way_to_write_a_url_or_domain_is_no_way_around_a_list(tmp_path: Path) -> None:
+    """What is asked for counts: the requests are the same."""
+    urls = "http://a.example/x?y=ü\nHTTP://B.example:80/z#top\n"
+    domains = "bücher.example\nxn--mnchen-3ya.example\n"
+    blocked = lists(tmp_path, urls=urls, domains=domains)
+    for url in (
+        "http://A.example/x?y=%C3%BC#part",
+        " http://a.exam\nple/x?y=ü",
+        "http://b.example/z",
+        "http://xn--bcher-kva.example/1",
+        "http://Bücher.example/2",
+        "http://www.münchen.example/3",
+    ):
+        assert blocked.blocks_url(url), url
+    for url in ("http://a.example/x?y=u", "http://b.example/z?top", "http://bucher.example/"):
+        assert not blocked.blocks_url(url), url
+
+
 def test_images_are_found_by_either_hash(tmp_path: Path) -> None:
     by_md5 = hashlib.md5(b"one", usedforsecurity=False).hexdigest()
     by_sha256 = hashlib.sha256(b"two").hexdigest()

@@ -30,6 +30,7 @@ from small_inputs import (
     write_embeddings,
     write_tars,
 )
+from url_server import serving
 
 from curate.contamination.phash import phash
 from curate.media.images import decode
@@ -387,3 +388,24 @@ def test_published_embeddings_need_the_model_that_made_them(tmp_path: Path) -> N
     only_clip["embed"] = {"model": "warren:demo/model"}
     with pytest.raises(UserError, match="24 dimensions"):
         run_here(recipe | {"decontaminate": only_clip}, tmp_path / "out")
+
+
+def test_a_fetched_file_is_known_however_it_is_stored(tmp_path: Path) -> None:
+    """The set holds the very file behind a URL; the shard has it smaller, as another JPEG."""
+    files = [encoded(smooth_picture(row), "JPEG", quality=95) for row in range(3)]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "seen.jpg").write_bytes(files[1])
+    sets = {"s": {"images": str(tmp_path / "set")}}
+    with serving() as server:
+        server.files |= {f"/{row}": data for row, data in enumerate(files)}
+        (tmp_path / "urls.txt").write_text("\n".join(map(server.url, server.files)))
+        sections = {
+            "download": {"allow_private_addresses": True, "image_size": 16},
+            "decontaminate": no_clip(sets, drop_at_phash_distance=None),
+        }
+        recipe = recipe_for(tmp_path / "urls.txt", "url_table", **sections)
+        made = stages(run_here(recipe, tmp_path / "out"))["decontaminate"]
+    reasons = [row["reason"] for row in rows_of(made)]
+    assert reasons == ["", "contaminated:image_hash", ""]
+    (proof,) = rows_of(made, "evidence")
+    assert (proof["uid"], proof["item"]) == (1, "set/seen.jpg")

@@ -35,6 +35,7 @@ from small_inputs import ingest, names_below, record, rows_of, run_here, stages
 from curate.download import layout, settle
 from curate.download.statuses import Status
 from manifests import store
+from manifests.checks import check
 from manifests.errors import StageFailed, UserError
 from manifests.schemas import SAMPLES
 from manifests.work import StageDir
@@ -177,6 +178,9 @@ def test_embed_select_and_assemble_go_on_from_it(server: HostileServer, tmp_path
     counts = {name: record(one)["kept"] for name, one in made.items()}
     assert counts == {"ingest": 22, "download": 20, "embed": 20, "select": 12, "assemble": 12}
     assert run_cli(["check", str(tmp_path / "out")]) == 0
+    found = check(str(tmp_path / "out"), made)
+    rules = [one.stage for one in found if one.rule == "samples are the kept rows"]
+    assert rules == ["ingest", "download"]
     for row in rows_of(made["assemble"]):
         (image,) = row["images"]
         data = Path(made["assemble"].path, row["shard"]).read_bytes()
@@ -237,6 +241,16 @@ def test_a_redirect_to_a_listed_domain_is_not_kept(server: HostileServer, tmp_pa
         table = table_of(tmp_path / "in", urls)
         stage = downloaded(table, tmp_path / "out", blocked_domains=[str(tmp_path / "domains")])
     assert fates(stage) == {0: "blocklisted", 1: "", 2: "blocklisted"}
+
+
+def test_a_redirect_to_a_listed_url_is_not_kept(server: HostileServer, tmp_path: Path) -> None:
+    target = server.serve_bytes("/listed.jpg", photo(0))
+    urls = [server.redirect("/moved", target), target + "#x", server.serve_bytes("/b", photo(1))]
+    (tmp_path / "urls").write_text(target + "\n")
+    table = table_of(tmp_path / "in", urls)
+    stage = downloaded(table, tmp_path / "out", blocked_urls=[str(tmp_path / "urls")])
+    assert fates(stage) == {0: "blocklisted", 1: "blocklisted", 2: ""}
+    assert server.times_asked["/listed.jpg"] == 1
 
 
 def test_loopback_is_refused_unless_it_is_asked_for(server: HostileServer, tmp_path: Path) -> None:
@@ -303,6 +317,23 @@ def test_texts_that_are_not_unicode_are_mended(server: HostileServer, tmp_path: 
     assert found.column("n").to_pylist() == ["12345678901234567890", None, "1"]
 
 
+def test_no_column_of_the_source_hides_another() -> None:
+    """Such as of a listing that was a source itself: it has status and source_status."""
+    extra = '{"status": 1, "source_status": 2, "source_key": 3, "source_source_key": 4}'
+    samples = pa.Table.from_pylist([{"uid": 0, "key": "k", "extra": extra}])
+    for field in SAMPLES:
+        if field.name not in samples.column_names:
+            samples = samples.append_column(field.name, pa.nulls(1, field.type))
+    (row,) = layout.source_columns(samples).to_pylist()
+    found = {name: value for name, value in row.items() if isinstance(value, int)}
+    assert found == {
+        "source_status": 2,
+        "source_source_status": 1,
+        "source_source_source_key": 3,
+        "source_source_key": 4,
+    }
+
+
 def test_the_same_answers_make_the_same_bytes(server: HostileServer, tmp_path: Path) -> None:
     table = table_of(tmp_path / "in", [*serve_photos(server, 25), server.url("/gone")])
     one = downloaded(table, tmp_path / "one", concurrency=1, resize_threads=1)
@@ -341,6 +372,18 @@ def test_a_list_that_is_all_gone_is_a_result_if_the_user_says_so(
     stage = downloaded(table, tmp_path / "out", rows_per_shard=20, min_success_share=0.0)
     assert record(stage)["dropped"] == {"http_4xx": 20}
     assert len(server.requests) == asked, "what is settled is not asked again"
+
+
+def test_an_outage_is_told_though_no_shard_has_enough_rows_to_tell(tmp_path: Path) -> None:
+    with HostileServer() as server:
+        urls = serve_photos(server, 24)
+    table = table_of(tmp_path / "in", urls)
+    with pytest.raises(StageFailed, match=r"0 of 24 URLs .*over all shards: .*connection.*Delete"):
+        downloaded(table, tmp_path / "out", rows_per_shard=8, attempts=1)
+    (path,) = (tmp_path / "out").glob("download-*")
+    assert not (path / "record.json").exists()
+    stage = downloaded(table, tmp_path / "out", rows_per_shard=8, attempts=1, min_success_share=0.0)
+    assert record(stage)["dropped"] == {"connection": 24}
 
 
 def is_text(url: str) -> bool:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from curate.download.journal import Journal, Span
 from manifests.errors import PartDamaged, UserError
 
 SPAN = Span(1.0, 2.0)
+ROOT = Path(__file__).parents[1]
 
 
 def write(folder: Path, *uids: int, word: str = "ok", is_final: bool = True) -> Journal:
@@ -82,6 +88,22 @@ def test_two_attempts_at_once_end_with_what_the_first_has_sealed(tmp_path: Path)
             assert one.is_settled(2)  # for good now: no attempt may still change it
 
 
+def test_without_hard_links_the_first_seal_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as vfat does
+
+    monkeypatch.setattr(journals.os, "link", refuse)
+    with Journal(tmp_path / "j") as first, Journal(tmp_path / "j") as second:
+        first.append(1, {"by": 1}, b"", is_final=True)
+        second.append(1, {"by": 2}, b"", is_final=True)
+        first.seal(SPAN)
+        second.seal(Span(3.0, 4.0))
+        assert (second.span, second.row(1)) == (SPAN, {"by": 1})
+    assert not list((tmp_path / "j").glob("*.tmp"))
+
+
 def test_a_seal_counts_what_its_attempt_knew_of_a_log_that_grew(tmp_path: Path) -> None:
     growing = write(tmp_path / "j", 1)
     with Journal(tmp_path / "j") as other:
@@ -106,6 +128,35 @@ def test_a_folder_that_cannot_be_made_is_for_the_user_to_mend(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         Journal(tmp_path / "file" / "j")
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from curate.download.journal import Journal\n"
+        "from manifests.errors import UserError\n"
+        "try:\n"
+        "    with Journal(Path(sys.argv[1])) as journal:\n"
+        "        for uid in range(20):\n"
+        "            journal.append(uid, {}, bytes(3000), is_final=True)\n"
+        "except UserError as error: sys.exit(str(error))\n"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "j")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,  # the limit must not be ours
+    )
+    assert "No space is left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    with Journal(tmp_path / "j") as journal:
+        assert sorted(journal.entries) == list(range(13))
 
 
 def test_only_journals_of_finished_items_are_swept(tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_published_keys_go_to_the_tar_of_their_ten_thousand(tmp_path: Path) -> N
     assert lists == [[7, 9999], [10000], [], [30002]]
 
 
+def test_keys_of_no_tar_are_refused(tmp_path: Path) -> None:
+    """A SAMPLE_ID would be in tar 299,057,500, and every tar up to it would get a file."""
+    folder = published(tmp_path / "in", key=["2990575000000", "7"])
+    out = selected(folder, "clip_retrieval", tmp_path / "out")
+    found = ask(out, "--as", "reference-keys", "--out", str(tmp_path / "keys"))
+    assert found.exit_code == 2
+    assert "2990575000000 is in no tar" in found.stderr
+    assert not (tmp_path / "keys").exists()
+
+
 @pytest.mark.parametrize("column", ["key", "uid"])
 def test_datacomp_uids_are_found_by_bisection_as_its_resharder_does(
     tmp_path: Path, column: str

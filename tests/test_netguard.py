@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import string
+import threading
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,17 +25,18 @@ from curate.download.resolver import (
     GuardedResolver,
     Network,
     guarded_socket,
+    system_network,
 )
 from curate.download.statuses import Status
 
 # IANA's registries of special-purpose addresses, and multicast; none is of the public internet.
 NOT_PUBLIC = [
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
-    *("192.0.0.0/29", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15"),
+    *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15"),
     *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32"),
     *("::/128", "::1/128", "::ffff:0:0/97", "64:ff9b:1::/48", "100::/64", "2001::/32"),
     *("2001:2::/48", "2001:db8::/32", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10"),
-    *("fec0::/10", "ff00::/8", "168.63.129.16/32"),
+    *("fec0::/10", "ff00::/8", "168.63.129.16/32", "192.0.0.192/32"),
     *("2002:7f00::/24", "2002:a00::/24", "2002:c0a8::/32", "2002:a9fe::/32"),  # 6to4
     *("64:ff9b::7f00:0/104", "64:ff9b::a00:0/104", "64:ff9b::c0a8:0/112"),  # NAT64
     *("::ffff:10.0.0.0/104", "::ffff:169.254.0.0/112", "::7f00:0/104"),
@@ -180,3 +183,31 @@ def test_any_text_is_refused_or_is_an_ascii_url_of_a_host(text: str) -> None:
         assert url.port
         assert set(str(url)) <= _ALLOWED
         assert normalised(str(url), 10**6).raw_host == url.raw_host
+
+
+def test_names_that_are_not_answered_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up goes on after its URL has timed out: there are more of them than URLs in flight."""
+    answered = threading.Event()
+    ask = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        if host.startswith("silent"):
+            answered.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return ask(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    async def found() -> list[str]:
+        resolver = GuardedResolver(system_network(allow_private_addresses=True))
+        silent = [asyncio.create_task(resolver.resolve(f"silent-{n}")) for n in range(250)]
+        await asyncio.sleep(0)  # they are asked first
+        try:
+            async with asyncio.timeout(10):
+                return [one["host"] for one in await resolver.resolve("127.0.0.1")]
+        finally:
+            answered.set()
+            await asyncio.gather(*silent, return_exceptions=True)
+            await resolver.close()
+
+    assert asyncio.run(found()) == ["127.0.0.1"]

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_inputs import DIM, bad_rows, embeddings, ingest, rows_of, unit_rows, write_embeddings
+from small_inputs import (
+    DIM,
+    bad_rows,
+    embeddings,
+    ingest,
+    recipe_for,
+    rows_of,
+    run_here,
+    unit_rows,
+    write_embeddings,
+)
 
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD
@@ -216,3 +226,37 @@ def test_a_file_of_more_rows_than_a_uid_can_number_is_refused(tmp_path: Path) ->
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(MAX_ROWS_PER_SHARD + 1, 1))
     with pytest.raises(UserError, match=r"more than 2\^24 rows"):
         ingest_embeddings(folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "ceiling", "warned"),
+    [
+        (("NSFW", "similarity", "LICENSE"), None, ["Re-LAION"]),
+        (("NSFW", "similarity", "LICENSE"), 0.45, ["Re-LAION", "judges nothing"]),
+        (("punsafe",), None, ["drop_above_punsafe: 0.45"]),
+        (("punsafe",), 0.45, []),
+        ((), None, []),
+    ],
+)
+def test_published_embeddings_are_warned_of_as_tables_are(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    columns: tuple[str, ...],
+    ceiling: float | None,
+    warned: list[str],
+) -> None:
+    given = {"url": ["u"], "caption": ["c"]} | {name: [None] for name in columns}
+    folder = write_embeddings(tmp_path / "in", 0, unit_rows(1), metadata=pa.table(given))
+    sections = {"filter": {"drop_above_punsafe": ceiling}}
+    run_here(recipe_for(folder, "clip_retrieval", **sections), tmp_path / "out")
+    stderr = capsys.readouterr().err
+    assert stderr.count("WARNING: ingest: ") == len(warned)
+    assert all(text in stderr for text in warned)
+
+
+def test_settings_that_only_tables_of_urls_have_are_refused(tmp_path: Path) -> None:
+    """A join that were passed over would leave every row's punsafe unknown."""
+    folder = write_embeddings(tmp_path / "in", 0, unit_rows(1))
+    for settings in ({"join": ["scores"]}, {"laion_hash": True}):
+        with pytest.raises(UserError, match="takes no join and no laion_hash"):
+            ingest_embeddings(folder, **settings)

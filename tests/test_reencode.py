@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from download_worlds import photo
 from PIL import Image
 
+from curate.download import reencode
 from curate.download.config import DownloadConfig
 from curate.download.reencode import Refused, Stored, prepare
 from curate.download.statuses import Status
@@ -145,6 +148,30 @@ def test_decoding_a_jpeg_smaller_loses_no_quality() -> None:
     assert np.abs(small - wanted).mean() < 1.0
 
 
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread may meet one, and each would take as much memory as a worker should in all."""
+    decode, lock = reencode._encoded_anew, threading.Lock()
+    now, most = 0, 0
+
+    def counted(data: bytes, config: DownloadConfig) -> Stored | Refused:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        try:
+            return decode(data, config)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(reencode, "_encoded_anew", counted)
+    monkeypatch.setattr(reencode, "_LARGE", 40 * 30 - 1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: prepare(photo(n), config()), range(40)))
+    assert all(isinstance(one, Stored) for one in found)
+    assert most == 1
+
+
 def test_sixteen_bits_keep_their_mean() -> None:
     half = np.full((50, 50), 127 << 8 | 200, np.uint16)  # taken as it is, it would become 255
     one = stored(file_of(Image.fromarray(half), "PNG"), resize="no", encode_format="png")
@@ -208,6 +235,20 @@ def test_nothing_is_enlarged_beyond_the_limit_of_pixels() -> None:
     settings = {"only_if_bigger": False, "max_pixels": 10_000_000}
     assert refused(line, **settings) is Status.TOO_MANY_PIXELS
     assert stored(line, resize="keep_ratio_largest", **settings).height == 1
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [("jpg", 65_500), ("webp", 16_383)])
+def test_what_a_format_cannot_hold_is_refused_and_not_an_error(suffix: str, longest: int) -> None:
+    """A line of a few hundred bytes; an error here would fail its whole shard, at each attempt."""
+    for kind, make in (("across", lambda n: (n, 2)), ("down", lambda n: (2, n))):
+        for length, is_stored in ((longest, True), (longest + 1, False), (70_000, False)):
+            line = file_of(Image.new("RGB", make(length)), "PNG")
+            if is_stored:
+                assert max(pixels(stored(line, encode_format=suffix)).shape) == longest, kind
+            else:
+                assert refused(line, encode_format=suffix) is Status.TOO_MANY_PIXELS, kind
+            if suffix == "webp":
+                assert stored(line, encode_format="png").original_width == make(length)[0]
 
 
 @pytest.mark.parametrize(

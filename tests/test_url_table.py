@@ -236,6 +236,18 @@ def test_a_digest_is_read_and_what_is_none_is_kept_as_given(tmp_path: Path, form
     assert "no digest" in json.loads(found[1]["extra"]).values()
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(("column", "digits"), [("sha256", 32), ("md5", 16), ("md5", 64)])
+def test_a_digest_of_another_length_is_none(
+    tmp_path: Path, form: str, column: str, digits: int
+) -> None:
+    """An MD5 has as many characters as a SHA-256 has bytes: taken for one, no file would match."""
+    write_rows(tmp_path / "in" / f"a.{form}", [{"url": "u", column: "aB" * (digits // 2)}])
+    (row,) = rows_of(ingest_urls(tmp_path / "in"))
+    assert row[f"published_{column}"] is None
+    assert "aB" * (digits // 2) in json.loads(row["extra"]).values()
+
+
 def test_digests_may_come_as_bytes(tmp_path: Path) -> None:
     digests = pa.array([b"\xff" * 16, None], pa.binary(16))
     found = sampled(tmp_path, pa.table({"url": ["u", "v"], "md5": digests}))
@@ -268,6 +280,19 @@ def test_bad_rows_keep_their_places_over_many_blocks(
     assert places == {i: f"u{i}" for i, bad in enumerate(is_bad) if not bad}
     bad = {row["uid"] for row in rows_of(directory, "quarantine")}
     assert bad == {i // 7 << UID_ROW_BITS | i % 7 for i, bad in enumerate(is_bad) if bad}
+
+
+def test_rows_that_a_quotation_mark_swallows_are_told(tmp_path: Path) -> None:
+    """Tables of tabs seldom quote: this mark opens a value that ends two rows later."""
+    captions = ["plain", '"opens', "b", 'ends "here" ok', '5" pipe', '"two\nlines"', "last"]
+    lines = [f"u{row}\t{caption}\n" for row, caption in enumerate(captions)]
+    (tmp_path / "a.tsv").write_text("url\tcaption\n" + "".join(lines))
+    directory = ingest_urls(tmp_path / "a.tsv")
+    assert [row["url"] for row in rows_of(directory)] == ["u0", "u4", "u5", "u6"]
+    (bad,) = rows_of(directory, "quarantine")
+    assert bad["error"] == "bad_row"
+    assert "makes 3 lines one value" in bad["detail"]
+    assert "u2\tb" in bad["detail"]
 
 
 def test_bad_lines_of_json_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,12 +465,13 @@ SAFE = {"filter": {"drop_above_punsafe": 0.45}}
     ("table", "sections", "warned"),
     [
         (base_table(1), {}, ["Re-LAION"]),
-        (base_table(1, LANGUAGE=pa.array(["fr"])), SAFE, ["Re-LAION"]),
+        (base_table(1, LANGUAGE=pa.array(["fr"])), SAFE, ["Re-LAION", "judges nothing"]),
         (joined_table([("http://e.org/a", "a")]), SAFE, ["Re-LAION"]),
         (joined_table([("http://e.org/a", "a")]), {}, ["Re-LAION", "drop_above_punsafe"]),
         (pa.table({"url": ["u"], "punsafe": [0.1]}), {"filter": {}}, ["drop_above_punsafe"]),
         (pa.table({"url": ["u"], "caption": ["c"], "punsafe": [0.1]}), SAFE, []),
         (pa.table({"url": ["u"]}), {}, []),
+        (pa.table({"url": ["u"]}), SAFE, ["judges nothing"]),
     ],
 )
 def test_what_a_person_should_know_is_said_and_kept(

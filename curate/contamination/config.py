@@ -67,7 +67,8 @@ class DecontaminateConfig(Strict):
     """Name -> list of image ids, e.g. COCO's val2014 images that are in train2017, which POPE asks
     about. Instruction rows have the same under clean.leakage."""
     image_hash: bool = True
-    """Drop a row whose image file is one of a set, byte by byte (SHA-256)."""
+    """Drop a row whose image file is one of a set, byte by byte (SHA-256): the file in its shard or
+    the one that was downloaded, where that was encoded anew."""
     drop_at_phash_distance: int | None = Field(default=4, ge=0, le=63)
     """Bits of 63; a row whose perceptual hash differs from an image's in at most as many is
     dropped. It outlives another encoding, size or brightness, not a crop or a mirror image."""

@@ -25,6 +25,7 @@ from curate.contamination import benchmark_sets
 from curate.contamination.config import DecontaminateConfig, identity, with_model
 from curate.contamination.methods import Found, Rows, compare
 from curate.contamination.phash import phash
+from curate.download.layout import shard_name
 from curate.media.images import ImageError, decode
 from curate.media.originals import read_originals
 from curate.rows.selectable_rows import KEPT, has_parts_of_its_own, kept_figures
@@ -33,7 +34,7 @@ from curate.vectors import vector_parts
 from curate.vectors.embed import ahead
 from manifests import ledger, paths, store
 from manifests.errors import PartDamaged
-from manifests.schemas import EVIDENCE, conform, empty
+from manifests.schemas import EVIDENCE, UID_ROW_BITS, conform, empty
 from manifests.work import Item, Output, View, part_name
 
 __all__ = ["DecontaminateConfig", "identity", "plan", "plan_sets", "with_model", "work", "work_set"]
@@ -80,6 +81,7 @@ def work(view: View, item: Item) -> Output:
     rows = Rows(
         samples,
         pl.Series("sha256", [one.sha256 for one in images], pl.Binary),
+        _fetched_sha256(view, uids, wanted=config.image_hash),
         pl.Series("phash", [one.phash for one in images], pl.UInt64),
         vectors,
     )
@@ -148,6 +150,21 @@ def _image(data: bytes | None, expected: bytes | None, *, max_pixels: int | None
         return _Image(digest, phash(decode(data, max_pixels=max_pixels)))
     except ImageError as error:
         return _Image(error=error.error_class, detail=error.detail)
+
+
+def _fetched_sha256(view: View, uids: np.ndarray, *, wanted: bool) -> pl.Series:
+    """Return the SHA-256 of each file as it was fetched; nulls where none was, or is not wanted.
+
+    What is stored may be encoded anew: no file of an evaluation set would be equal to it.
+    """
+    if not wanted or "download" not in view.before or not len(uids):
+        return pl.Series([None] * len(uids), dtype=pl.Binary)
+    folder = view.before["download"].path
+    shards = (shard_name(int(n), ".parquet") for n in np.unique(uids >> np.uint64(UID_ROW_BITS)))
+    tables = (store.read_table(paths.join(folder, one), ("uid", "sha256")) for one in shards)
+    listed = pl.concat([pl.DataFrame(one) for one in tables])
+    found = pl.DataFrame({"uid": uids}).join(listed, on="uid", how="left", maintain_order="left")
+    return found["sha256"].str.decode("hex")
 
 
 def _verdicts(

@@ -1,7 +1,8 @@
 """The methods by which rows are compared with evaluation sets, in the order in which they judge.
 
 id_list      a listed image id names the row        no score
-image_hash   the image files are equal              no score
+image_hash   the image files are equal, as they     no score
+             are or as they were fetched
 phash        the perceptual hashes nearly are       bits that differ
 clip         the image embeddings are near          their exact dot
 caption      the captions share n-grams of words    the share; see curate/contamination/ngrams.py
@@ -19,7 +20,7 @@ import pyarrow as pa
 from curate.contamination import near_images, ngrams, phash
 from curate.contamination.benchmark_sets import Made
 from curate.contamination.config import DecontaminateConfig, where_ids
-from curate.contamination.pairs import Ints, Ranked, Uint64s, equal_pairs, ranked
+from curate.contamination.pairs import Ints, Pairs, Ranked, Uint64s, equal_pairs, ranked
 from curate.rows.id_lists import image_names, read_image_ids
 from curate.vectors.exact import Float16Rows
 
@@ -31,12 +32,14 @@ _URL_PATH = r"(?s)[?#].*\z"
 class Rows:
     """The rows to judge: n of them, by ascending uid.
 
-    samples: uid, key, url, caption. sha256: Binary [n], of the image files; phash: UInt64 [n], null
-    for a flat picture; both of nulls where they are not compared. vectors: float16 [n, d], or None.
+    samples: uid, key, url, caption. sha256: Binary [n], of the image files; fetched_sha256: of the
+    files that were downloaded, where they were encoded anew; phash: UInt64 [n], null for a flat
+    picture; all of nulls where they are not compared. vectors: float16 [n, d], or None.
     """
 
     samples: pl.DataFrame
     sha256: pl.Series
+    fetched_sha256: pl.Series
     phash: pl.Series
     vectors: Float16Rows | None
 
@@ -93,12 +96,20 @@ def _by_image_hash(
 ) -> Iterator[Found]:
     for one in sets:
         theirs = pl.Series(one.images.column("sha256"))
-        both = pl.concat([rows.sha256, theirs]).rank("dense").fill_null(0).to_numpy()
-        ours, known = np.split(both.astype(np.int64), [len(rows.sha256)])
-        at = np.flatnonzero(ours)
-        pairs = equal_pairs(ours[at], known)
-        found = ranked(pairs, most=config.max_evidence, largest_first=False)
-        yield Found("image_hash", one.name, _of(at, found), _items(one.images), np.nan)
+        pairs = [_equal(ours, theirs) for ours in (rows.sha256, rows.fetched_sha256)]
+        row, item = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        every = Pairs(row, item, np.full(len(row), np.nan))
+        found = ranked(every, most=config.max_evidence, largest_first=False)
+        yield Found("image_hash", one.name, found, _items(one.images), np.nan)
+
+
+def _equal(ours: pl.Series, theirs: pl.Series) -> Ints:
+    """Return the positions of equal digests, int64 [2, p]; null equals nothing."""
+    both = pl.concat([ours, theirs]).rank("dense").fill_null(0).to_numpy()
+    mine, known = np.split(both.astype(np.int64), [len(ours)])
+    at = np.flatnonzero(mine)
+    pairs = equal_pairs(mine[at], known)
+    return np.stack([at[pairs.row], pairs.item])
 
 
 def _by_phash(

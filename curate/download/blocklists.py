@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from curate.download.config import DownloadConfig
+from curate.download.netguard import RefusedURL, normalised
 from manifests import paths, store
 from manifests.errors import UserError
 
@@ -78,8 +79,16 @@ class Blocklists:
     images: Hashes
 
     def blocks_url(self, url: str) -> bool:
-        """Tell whether a URL, its hash, its domain or one above it is listed."""
-        return self.blocks_domain_of(url) or self.urls.has(url.encode("utf-8", "replace"))
+        """Tell whether a URL, its hash, its domain or one above it is listed.
+
+        As it is written, and as it is asked for: without fragment, its host in lower case, ...
+        """
+        if not (self.domains or len(self.urls.md5) or len(self.urls.sha256)):
+            return False
+        return any(
+            self.blocks_domain_of(one) or self.urls.has(one.encode("utf-8", "replace"))
+            for one in dict.fromkeys((url, _as_asked(url)))
+        )
 
     def blocks_domain_of(self, url: str) -> bool:
         """Tell whether a URL's domain or one above it is listed."""
@@ -143,6 +152,14 @@ def _lines(files: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield f"{path}, line {number}", entry
 
 
+def _as_asked(url: str) -> str:
+    """Return a URL as it is asked for; one that never is, as it is written."""
+    try:
+        return str(normalised(url, max(1, len(url))))
+    except RefusedURL:
+        return url
+
+
 def _hashes(lines: Iterable[tuple[str, str]], *, hash_of: Callable[[str, str], bytes]) -> Hashes:
     found = [hash_of(*one) for one in lines]
     return Hashes(
@@ -155,7 +172,7 @@ def _url_hash(where: str, entry: str) -> bytes:
     if _HASH.fullmatch(entry):
         return bytes.fromhex(entry)
     if "://" in entry:
-        return hashlib.sha256(entry.encode()).digest()
+        return hashlib.sha256(_as_asked(entry).encode()).digest()
     raise _bad(where, entry, "a URL, or the MD5 or SHA-256 of one in hexadecimal")
 
 
@@ -166,9 +183,13 @@ def _image_hash(where: str, entry: str) -> bytes:
 
 
 def _domain(where: str, entry: str) -> str:
-    if _DOMAIN.fullmatch(entry):
-        return entry.lower().strip(".")
-    raise _bad(where, entry, "a domain, such as example.org")
+    if not _DOMAIN.fullmatch(entry):
+        raise _bad(where, entry, "a domain, such as example.org")
+    name = entry.lower().strip(".")
+    try:
+        return normalised(f"http://{name}/", len(name) + 8).raw_host or name
+    except RefusedURL:
+        return name
 
 
 def _bad(where: str, entry: str, wanted: str) -> UserError:

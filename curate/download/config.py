@@ -65,7 +65,8 @@ class DownloadConfig(FetchConfig, ImageLimits):
     """Store the files as they came, under the suffix that their content tells; they are looked at,
     but not decoded, resized or encoded."""
     blocked_urls: list[str] = []
-    """Files with a URL, or the MD5 or SHA-256 of a URL in hexadecimal, a line; never fetched."""
+    """Files with a URL, or the MD5 or SHA-256 of a URL in hexadecimal, a line; never fetched, nor
+    kept when a redirect has led there."""
     blocked_domains: list[str] = []
     """Files with a domain a line; it and what is below it is never fetched, nor kept when a
     redirect has led there."""
@@ -73,8 +74,8 @@ class DownloadConfig(FetchConfig, ImageLimits):
     """Files with the MD5 or SHA-256 of an image file in hexadecimal, a line; such images are thrown
     away before they are decoded."""
     min_success_share: float = Field(default=0.05, ge=0, le=1)
-    """A shard of at least 20 rows of which fewer are fetched fails: that is an outage, not a
-    result. 0 takes any."""
+    """A shard of at least 20 rows of which fewer are fetched fails, and so does a stage: that is an
+    outage, not a result. 0 takes any."""
     resize_threads: int = Field(default=4, ge=1)
     """Threads that decode, resize and encode beside the fetching."""
 

@@ -24,8 +24,8 @@ class FetchConfig(Strict):
     max_bytes: int = Field(default=32 * 2**20, ge=1)
     """Longest file, also once inflated."""
     max_bytes_in_flight: int = Field(default=32 * 2**20, ge=1)
-    """Bytes of all files in flight and not yet taken: where they are more, reading waits. A file
-    alone may always go on."""
+    """Bytes of all files in flight and not yet taken, and as many again of those that are being
+    encoded: where they are more, reading waits. A file alone may always go on."""
     max_redirects: int = Field(default=5, ge=0)
     """Redirects followed, each one checked as the first URL was."""
     attempts: int = Field(default=2, ge=1)

@@ -10,6 +10,7 @@ was transient) is not final: the next attempt asks again, and its answer replace
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -30,6 +32,7 @@ SEAL = "sealed.json"
 _HEADER = struct.Struct("<4sQ?II")  # mark, uid, is final, bytes of JSON, bytes of image
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of header, JSON and image
 _MARK = b"row\n"
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _START = _HEADER.size + _CHECKSUM.size
 
 
@@ -69,7 +72,7 @@ class Journal:
         self._logs: list[Path] = []
         self._sizes: list[int] = []  # of what is known of each log, in bytes
         self._readers: dict[int, BinaryIO] = {}
-        self._own: BinaryIO | None = None
+        self._own: FileIO | None = None
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._load()
@@ -105,9 +108,7 @@ class Journal:
         header = _HEADER.pack(_MARK, uid, is_final, len(text), len(image))
         checksum = zlib.crc32(image, zlib.crc32(text, zlib.crc32(header)))
         with _explained(self.folder):
-            file = self._own_log()
-            file.write(b"".join((header, _CHECKSUM.pack(checksum), text, image)))
-            file.flush()
+            _write(self._own_log(), b"".join((header, _CHECKSUM.pack(checksum), text, image)))
         entry = Entry(len(self._logs) - 1, self._sizes[-1], is_final, len(text), len(image))
         self._sizes[-1] += entry.num_bytes
         self._take(uid, entry)
@@ -133,7 +134,7 @@ class Journal:
         try:
             with _explained(self.folder):
                 temporary.write_text(json.dumps({"logs": logs, "span": list(span)}))
-            os.link(temporary, self.folder / SEAL)  # fails where there is one: rename would not
+            _name(temporary, self.folder / SEAL)
         except FileExistsError:
             self.close()
             self._logs, self._sizes, self.entries = [], [], {}
@@ -143,10 +144,10 @@ class Journal:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _own_log(self) -> BinaryIO:
+    def _own_log(self) -> FileIO:
         if self._own is None:
             path = self.folder / f"{uuid.uuid4().hex}.log"
-            self._own = path.open("xb")
+            self._own = path.open("xb", buffering=0)
             self._logs.append(path)
             self._sizes.append(0)
         return self._own
@@ -182,6 +183,29 @@ class Journal:
         if len(found) != size:
             raise PartDamaged(f"{self.folder} has lost bytes while it was read.")
         return found
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Write all bytes. Nothing is buffered: closing would try in vain to write what did not fit."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _name(temporary: Path, final: Path) -> None:
+    """Give a file its name. Raises: FileExistsError where there is one: a rename would not.
+
+    On a file system without hard links (vfat; buckets that are mounted) only a rename is left; two
+    attempts that seal within the same moment would then not see each other.
+    """
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if final.exists():
+            raise FileExistsError(final) from error
+        temporary.rename(final)
 
 
 @contextmanager

@@ -83,15 +83,20 @@ def source_columns(samples: pa.Table) -> pa.Table:
     """Return the columns that stand before img2dataset's: the source's own, under their names.
 
     They are source_key, the SAMPLES columns that the source fills, and each column that SAMPLES has
-    no place for; one that is called like a column of the layout gets "source_" before its name.
+    no place for; one that is called like a column of the layout gets "source_" before its name, as
+    often as it takes to be called like no other.
     Binary columns become hexadecimal; values of several types, and lists, become JSON.
     """
     frame = pl.DataFrame(samples)
     given = [name for name in SAMPLES.names if name not in (*NOT_LISTED, *REPLACED)]
     columns = {"source_key": frame["key"]} | {name: _readable(frame[name]) for name in given}
-    taken = {*columns, *(name for name, _ in _OWN_COLUMNS)}
-    for name, column in _extra_columns(frame["extra"]).items():
-        columns[f"source_{name}" if name in taken else name] = column
+    layout = {*columns, *(name for name, _ in _OWN_COLUMNS)}
+    extra = _extra_columns(frame["extra"])
+    for name, column in extra.items():
+        free = name
+        while free in layout or (free != name and (free in extra or free in columns)):
+            free = f"source_{free}"
+        columns[free] = column
     return pl.DataFrame(columns).to_arrow()
 
 

@@ -29,8 +29,9 @@ _ALLOWED = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # with the underscores of real names
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
-# Public by the registries, and yet not for us: Azure's host services, and the relays of 6to4.
-_NOT_FOR_US = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"))
+# Not for us: Azure's host services, which are public by the registries; the relays of 6to4; and all
+# of the IETF's assignments, of which Python 3.11 knows a part (a metadata service is 192.0.0.192).
+_NOT_FOR_US = tuple(map(ip_network, ("168.63.129.16/32", "192.88.99.0/24", "192.0.0.0/24")))
 _GLOBAL_UNICAST = ip_network("2000::/3")  # all that IANA has given out; RFC 4291, section 2.4
 _NOT_GLOBAL_IN_IT = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "3fff::/20")))
 _SIX_TO_FOUR = ip_network("2002::/16")  # RFC 3056

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from io import BytesIO
+from threading import Lock
 from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, ImageFile
@@ -26,6 +28,11 @@ _SHRINK, _ENLARGE = Image.Resampling.BOX, Image.Resampling.LANCZOS
 """img2dataset's filters: shrinking is the mean of the area that becomes a pixel."""
 _DRAFT_SIDES = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times too big."""
+_MAX_SIDE = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}
+"""Longest side in pixels that the encoders can write: of libjpeg and libwebp."""
+_LARGE, _ONE_LARGE = 1 << 24, Lock()
+"""Images of more pixels are decoded one at a time in a process: at the limit of 128 million pixels
+one takes 1 GB."""
 _MAX_EXIF_VALUE_CHARACTERS = 200
 _IFDS = (
     ("EXIF", ExifTags.IFD.Exif, ExifTags.TAGS),
@@ -63,7 +70,8 @@ def prepare(data: bytes, config: DownloadConfig) -> Stored | Refused:
     try:
         if config.keep_original_bytes:
             return _as_it_came(data, found.header, config)
-        return _encoded_anew(data, config)
+        with _ONE_LARGE if found.header.width * found.header.height > _LARGE else nullcontext():
+            return _encoded_anew(data, config)
     except ImageError as error:
         return Refused(status_of(error), error.detail)
 
@@ -118,6 +126,10 @@ def _encoded_anew(data: bytes, config: DownloadConfig) -> Stored | Refused:
             detail = f"it would be enlarged to {wanted[0]} x {wanted[1]}"
             return Refused(Status.TOO_MANY_PIXELS, detail)
         picture = _squared(_scaled(picture, wanted), config)
+    if max(picture.size) > _MAX_SIDE[config.encode_format]:
+        width, height = picture.size
+        detail = f"{width} x {height} has a side that {config.encode_format} cannot hold"
+        return Refused(Status.TOO_MANY_PIXELS, detail)
     found = _encode(picture, config), config.encode_format, *picture.size, *original
     return Stored(*found, exif_json(image))
 

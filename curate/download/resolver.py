@@ -16,7 +16,10 @@ from curate.download.netguard import AddressRule, is_public
 LookUp = Callable[[str, int], Awaitable[list[str]]]
 """Returns all addresses of a host, as text, or raises OSError (socket.gaierror)."""
 
-_MAX_LOOK_UPS = 64  # each holds a thread, also while a name server is silent
+_MAX_LOOK_UPS = 512
+"""Each holds a thread, also when its URL has timed out: the system asks a silent name server for up
+to 30 s. With as many threads as URLs in flight, one name in a hundred that is not answered would
+keep all others waiting until they have timed out too."""
 
 
 class BlockedAddressError(OSError):

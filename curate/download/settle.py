@@ -68,30 +68,36 @@ def _prepared(
     Files are encoded by threads, which Pillow lets run side by side; as they came they are only
     looked at, which is not worth a thread.
     """
-    pending: deque[tuple[Fetched, Future[Prepared]]] = deque()
+    pending: deque[tuple[Fetched, int, Future[Prepared]]] = deque()
+    held = 0  # bytes of the files in it
     with ThreadPoolExecutor(config.resize_threads, thread_name_prefix="encode") as pool:
         try:
             for one in fetched:
                 if config.keep_original_bytes or one.data is None:
                     yield one._replace(data=None), _judged(one, config, lists)
                     continue
-                pending.append((one._replace(data=None), pool.submit(_judged, one, config, lists)))
-                while len(pending) > _FILES_AHEAD * config.resize_threads or (
-                    pending and pending[0][1].done()
+                future = pool.submit(_judged, one, config, lists)
+                pending.append((one._replace(data=None), len(one.data), future))
+                held += len(one.data)
+                while pending and (
+                    len(pending) > _FILES_AHEAD * config.resize_threads
+                    or held > config.max_bytes_in_flight
+                    or pending[0][2].done()
                 ):
-                    first, future = pending.popleft()
+                    first, num_bytes, future = pending.popleft()
+                    held -= num_bytes
                     yield first, future.result()
-            for first, future in pending:
+            for first, _, future in pending:
                 yield first, future.result()
         finally:
-            for _, future in pending:
+            for _, _, future in pending:
                 future.cancel()
 
 
 def _judged(one: Fetched, config: DownloadConfig, lists: Blocklists) -> Prepared:
     """Return the image to store of an answer, or why there is none."""
-    if one.final_url is not None and lists.blocks_domain_of(one.final_url):
-        return Refused(Status.BLOCKLISTED, "its redirect leads to a domain on a list")
+    if one.final_url is not None and lists.blocks_url(one.final_url):
+        return Refused(Status.BLOCKLISTED, "its redirect leads to what is on a list")
     if one.data is None:
         return Refused(one.status, one.detail)
     if lists.blocks_image(one.data, sha256=one.sha256):

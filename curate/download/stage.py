@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,23 @@ def plan_totals(view: View) -> list[Item]:
 
 
 def work_totals(view: View, item: Item) -> Output:
-    """Add up what the parts have noted."""
+    """Add up what the parts have noted. Raises: StageFailed when that is too little in all.
+
+    Shards of few rows are no outage by themselves; a coreset may have few rows of every shard.
+    """
     _sweep(view)
     rows: Counter[str] = Counter()
     num_bytes = 0
     for marker in view.own.markers():
         rows.update(marker["notes"].get("rows_by_status", {}))
         num_bytes += marker["notes"].get("image_bytes", 0)
+    if _is_outage(rows, DownloadConfig.model_validate(view.config)):
+        raise StageFailed(
+            f"{rows[Status.OK]} of {rows.total()} URLs could be fetched, over all shards: "
+            f"{dict(rows.most_common(4))}. That looks like an outage of the network. Delete "
+            f"{view.path} and run again when it is over, or take it as it is with a lower "
+            "download.min_success_share."
+        )
     found = {"rows": rows.total(), "rows_by_status": dict(rows), "image_bytes": num_bytes}
     return Output(
         files={f"{TOTALS}.json": (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()}
@@ -146,9 +157,8 @@ def _must_not_be_an_outage(samples: pa.Table, journal: Journal, config: Download
     for number, first, num in by_shard(samples):
         uids = samples.column("uid").slice(first, num).to_pylist()
         statuses = Counter(journal.row(uid)["status"] for uid in uids)
-        asked = num - statuses[Status.BLOCKLISTED]
-        share = statuses[Status.OK] / max(1, asked)
-        if asked >= MIN_ROWS_OF_OUTAGE and share < config.min_success_share:
+        if _is_outage(statuses, config):
+            asked = num - statuses[Status.BLOCKLISTED]
             passing = sum(statuses[one] for one in TRANSIENT)
             raise StageFailed(
                 f"{layout.shard_name(number)}: {statuses[Status.OK]} of {asked} URLs could be "
@@ -156,6 +166,12 @@ def _must_not_be_an_outage(samples: pa.Table, journal: Journal, config: Download
                 f"network. Run again when it is over: {passing} that may pass are asked again. If "
                 f"the list is as old as that, lower download.min_success_share."
             )
+
+
+def _is_outage(rows_by_status: Counter[str], config: DownloadConfig) -> bool:
+    asked = rows_by_status.total() - rows_by_status[Status.BLOCKLISTED]
+    share = rows_by_status[Status.OK] / max(1, asked)
+    return asked >= MIN_ROWS_OF_OUTAGE and share < config.min_success_share
 
 
 def _journals(view: View) -> Path:
@@ -177,7 +193,7 @@ def _journals(view: View) -> Path:
 def _sweep(view: View) -> None:
     """Remove the journals of items that are finished; an item's own goes when the next begins."""
     journals = _journals(view)
-    if journals.is_dir():
+    with suppress(FileNotFoundError):  # there are none, or another worker sweeps at this moment
         sweep(journals, {one.name: _is_finished(view, one.name) for one in journals.iterdir()})
 
 

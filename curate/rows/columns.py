@@ -9,6 +9,7 @@ is none becomes null too, and stays in `extra`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ URL_ALIASES = ALIASES | {
 """The same for tables of URLs, where the image that counts is the one behind the URL."""
 
 _SIDES = ("width", "height")
+_HEX = re.compile(rb"[0-9A-Fa-f]*")
 _NUMBERS = (*_SIDES, "similarity", "punsafe", "pwatermark", "aesthetic", "hash")
 DIGEST_BYTES = {"published_md5": 16, "published_sha256": 32}
 
@@ -156,8 +158,12 @@ def typed_columns(
 
 
 def digest_of(value: bytes | str, num_bytes: int) -> bytes | None:
-    """Return a digest given as bytes or in hexadecimal; None when it is neither."""
-    if isinstance(value, bytes) and len(value) == num_bytes:
+    """Return a digest given as bytes or in hexadecimal; None when it is neither.
+
+    Text may come as bytes, and hexadecimal digits alone are text: an MD5 among SHA-256s, of 32
+    characters, is no SHA-256.
+    """
+    if isinstance(value, bytes) and len(value) == num_bytes and not _HEX.fullmatch(value):
         return value
     text = value.decode("ascii", errors="replace") if isinstance(value, bytes) else value
     try:

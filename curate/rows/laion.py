@@ -17,6 +17,8 @@ import pyarrow as pa
 _SIZES_SWAPPED = {"SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE"}
 _BASE = _SIZES_SWAPPED | {"NSFW", "similarity"}
 _JOINED = {"URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "hash", "punsafe", "pwatermark"}
+_FETCHED = {"url", "caption", "NSFW", "similarity", "LICENSE"}
+"""As img2dataset names them beside what it fetched, and clip-retrieval beside the embeddings."""
 
 SAFER_RELEASE = "Re-LAION-2B-en-research-safe"
 WITHDRAWN = (
@@ -46,4 +48,4 @@ def has_swapped_sizes(names: Collection[str]) -> bool:
 
 def is_withdrawn(names: Collection[str]) -> bool:
     """Tell whether these are the columns of LAION's tables from before Re-LAION."""
-    return set(names) >= _BASE or set(names) >= _JOINED
+    return any(set(names) >= known for known in (_BASE, _JOINED, _FETCHED))

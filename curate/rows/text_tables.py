@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from curate.rows import json_rows
@@ -29,6 +30,7 @@ MAX_ARRAY_BYTES = 1 << 30
 """Of a JSON array, which is read whole."""
 SHOWN_CHARACTERS = 200
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NEXT_ROW = r"\n[^\n]*\t"  # within one value
 _TOO_LONG = b"\xff(a line that is too long)\xff"  # stands for one that was not kept
 
 
@@ -95,7 +97,7 @@ def _csv_batches(file: pa.NativeFile, form: str, names: list[str]) -> Iterator[B
     for batch in _csv_reader(file, form, names, bad):
         made = _with_bad_rows(pa.Table.from_batches([batch]), bad, at)
         at += made.num_rows
-        yield made
+        yield _without_merged_rows(made) if form == "tsv" else made
     if bad:
         none = pa.table({name: pa.array([], pa.binary()) for name in names})
         yield _with_bad_rows(none, bad, at, is_end=True)
@@ -145,6 +147,26 @@ def _with_bad_rows(
             places.append(num_good)
             num_good += 1
     return Batch(table.take(pa.array(places, pa.int64())) if found else table, found)
+
+
+def _without_merged_rows(batch: Batch) -> Batch:
+    """Return rows of a tsv file, those bad that hold others.
+
+    Few tsv files quote anything (Conceptual Captions do not): a caption that begins with a
+    quotation mark then goes on over the next lines, URLs and all, to the mark that ends it.
+    """
+    table, found = batch.table, {}
+    for name in table.column_names:
+        is_merged = pc.match_substring_regex(table.column(name), _NEXT_ROW)
+        for at in pc.indices_nonzero(pc.fill_null(is_merged, False)).to_pylist():
+            value = table.column(name)[at].as_py()
+            shown = value[:SHOWN_CHARACTERS].decode(errors="replace")
+            lines = value.count(b"\n") + 1
+            found[at] = ("bad_row", f"a quotation mark makes {lines} lines one value: {shown}")
+    if not found:
+        return batch
+    places = [None if at in found else at for at in range(table.num_rows)]
+    return Batch(table.take(pa.array(places, pa.int64())), {**batch.bad, **found})
 
 
 def _lines(file: pa.NativeFile) -> Iterator[list[bytes]]:

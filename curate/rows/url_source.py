@@ -8,7 +8,7 @@ order (it sorts by name: the same for names whose numbers have leading zeros).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,11 @@ _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
 _NO_CEILING = (
     "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
     "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
+)
+_NOTHING_TO_JUDGE = (
+    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not "
+    "known passes. Use tables that have it (Re-LAION's do), or, for a url_table, join the "
+    "published scores: source.join"
 )
 
 
@@ -112,9 +117,17 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
         shown = old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more"
         found.append(laion.WITHDRAWN.format(shown=shown))
     every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
-    has_punsafe = any("punsafe" in choose(columns) for columns in every)
+    return found + punsafe_warnings(every, sections)
+
+
+def punsafe_warnings(tables: Sequence[Sequence[str]], sections: Mapping[str, Strict]) -> list[str]:
+    """Return what to say of the ceiling on punsafe, for tables with these columns."""
+    has_punsafe = any("punsafe" in choose(columns) for columns in tables)
     ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
-    return found + ([_NO_CEILING] if has_punsafe and ceiling is None else [])
+    if ceiling is None:
+        return [_NO_CEILING] if has_punsafe else []
+    are_known = all(tables)  # of JSON, each row has its own columns
+    return [_NOTHING_TO_JUDGE] if are_known and not has_punsafe else []
 
 
 def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:

@@ -10,7 +10,7 @@ Format source: github.com/rom1504/clip-retrieval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,12 +20,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.rows import laion
 from curate.rows.columns import samples_from_columns
+from curate.rows.url_source import punsafe_warnings
 from curate.source_config import SourceConfig
 from curate.vectors import exact
 from manifests import ledger, paths, store
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD, SAMPLES, UID_ROW_BITS, conform, empty
+from manifests.strict import Strict
 from manifests.work import Output, part_name
 
 KINDS = ("img_emb", "text_emb", "metadata")
@@ -102,6 +105,16 @@ def check_files(root: str, names: Sequence[str]) -> None:
                     "All embeddings of a source come from one model.",
                     _FIX,
                 )
+
+
+def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
+    """Return what a person should know of the metadata; the first file is looked at."""
+    root, names = shards(source.location)
+    table = companions(root, names[0])[2]
+    with _parquet(paths.join(root, table)) as file:
+        columns = file.schema_arrow.names
+    withdrawn = [laion.WITHDRAWN.format(shown=table)] if laion.is_withdrawn(columns) else []
+    return withdrawn + punsafe_warnings([columns], sections)
 
 
 def ingest_part(
