@@ -79,6 +79,10 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 
 def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     """Return what a person should know of the source before a run uses it."""
+    if source.is_embeddings:
+        from curate.vectors import published
+
+        return published.warnings(source.location, sections)
     return url_source.warnings(source, sections) if source.is_urls else []
 
 

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run.
 
-    Example: warren run pipelines/recipes/laion_tars.yaml --out runs/mine --to filter
+    Example: warren run pipelines/recipes/coreset_from_tars.yaml --out runs/mine --to filter
     """
     from pipelines import ask
     from pipelines.launch import run_recipe

@@ -343,6 +343,17 @@ def test_a_list_that_is_all_gone_is_a_result_if_the_user_says_so(
     assert len(server.requests) == asked, "what is settled is not asked again"
 
 
+def test_addresses_that_are_not_public_are_no_outage_and_the_setting_is_named(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    table = table_of(tmp_path / "in", serve_photos(server, 20))
+    with pytest.raises(StageFailed, match="set download.allow_private_addresses: true") as told:
+        downloaded(table, tmp_path / "out", rows_per_shard=20, allow_private_addresses=False)
+    assert "blocked_ip 20" in str(told.value)
+    assert "outage" not in str(told.value)
+    assert not server.requests
+
+
 def is_text(url: str) -> bool:
     """Tell whether a table can hold it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in url)

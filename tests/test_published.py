@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_inputs import DIM, bad_rows, embeddings, ingest, rows_of, unit_rows, write_embeddings
+from small_inputs import (
+    DIM,
+    bad_rows,
+    embeddings,
+    ingest,
+    recipe_for,
+    rows_of,
+    run_here,
+    unit_rows,
+    write_embeddings,
+)
 
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD
@@ -216,3 +226,25 @@ def test_a_file_of_more_rows_than_a_uid_can_number_is_refused(tmp_path: Path) ->
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(MAX_ROWS_PER_SHARD + 1, 1))
     with pytest.raises(UserError, match=r"more than 2\^24 rows"):
         ingest_embeddings(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "sections", "is_warned"),
+    [
+        (("image_path", "caption"), {"download": {}}, True),
+        (("image_path", "URL"), {"download": {}}, False),
+        (("image_path", "caption"), {}, False),
+    ],
+)
+def test_before_a_long_selection_it_is_said_that_nothing_could_be_fetched(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: tuple[str, ...],
+    sections: dict[str, Any],
+    is_warned: bool,
+) -> None:
+    metadata = pa.table({name: ["a", "b"] for name in names})
+    folder = write_embeddings(tmp_path / "in", 0, unit_rows(2), metadata=metadata)
+    run_here(recipe_for(folder, "clip_retrieval", **sections), tmp_path / "out", until="ingest")
+    told = "metadata/metadata_0000.parquet has no column of URLs" in capsys.readouterr().err
+    assert told == is_warned

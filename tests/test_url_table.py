@@ -446,6 +446,7 @@ SAFE = {"filter": {"drop_above_punsafe": 0.45}}
         (pa.table({"url": ["u"], "punsafe": [0.1]}), {"filter": {}}, ["drop_above_punsafe"]),
         (pa.table({"url": ["u"], "caption": ["c"], "punsafe": [0.1]}), SAFE, []),
         (pa.table({"url": ["u"]}), {}, []),
+        (pa.table({"url": ["u"], "alt": ["c"]}), {"filter": {"min_caption_chars": 1}}, ["alt"]),
     ],
 )
 def test_what_a_person_should_know_is_said_and_kept(

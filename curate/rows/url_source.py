@@ -25,6 +25,11 @@ from manifests.strict import Strict
 from manifests.work import Item, Output, part_name
 
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
+_SHOWN_CHARACTERS = 500
+_NO_CAPTIONS = (
+    "{shown} has no column of captions (named {known}, in any case), so its captions are empty. Its "
+    "columns: {columns}"
+)
 _NO_CEILING = (
     "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
     "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
@@ -109,12 +114,32 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     found = []
     old = [name for name, columns in tables.items() if laion.is_withdrawn(columns)]
     if old:
-        shown = old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more"
-        found.append(laion.WITHDRAWN.format(shown=shown))
+        found.append(laion.WITHDRAWN.format(shown=_shown(old)))
+    untold = [name for name, columns in tables.items() if _lacks_captions(name, columns)]
+    if untold and _judges_captions(sections):
+        columns = ", ".join(tables[untold[0]])[:_SHOWN_CHARACTERS]
+        known = " or ".join(URL_ALIASES["caption"])
+        found.append(_NO_CAPTIONS.format(shown=_shown(untold), known=known, columns=columns))
     every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
     has_punsafe = any("punsafe" in choose(columns) for columns in every)
     ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
     return found + ([_NO_CEILING] if has_punsafe and ceiling is None else [])
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _lacks_captions(name: str, columns: tuple[str, ...]) -> bool:
+    """Tell whether a table has no captions; of JSON each row has its own columns."""
+    return table_files.form_of(name) not in ("json", "jsonl") and "caption" not in choose(columns)
+
+
+def _judges_captions(sections: Mapping[str, Strict]) -> bool:
+    """Tell whether anything becomes of a row by its caption."""
+    rules = sections.get("filter")
+    limits = ("min_caption_chars", "min_caption_words")
+    return "embed" in sections or any(getattr(rules, one, 0) for one in limits)
 
 
 def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:
@@ -137,7 +162,7 @@ def _check_columns(source: SourceConfig, path: str) -> None:
     if "url" not in columns:
         raise UserError(
             f"{path} has no column of URLs.",
-            f"Its columns: {', '.join(names_in(path))[:500]}.",
+            f"Its columns: {', '.join(names_in(path))[:_SHOWN_CHARACTERS]}.",
             f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case.",
         )
     joined = score_tables.tables_of(source.join)

@@ -10,7 +10,7 @@ Format source: github.com/rom1504/clip-retrieval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,17 +20,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.rows.columns import samples_from_columns
+from curate.rows.columns import ALIASES, choose, samples_from_columns
 from curate.source_config import SourceConfig
 from curate.vectors import exact
 from manifests import ledger, paths, store
 from manifests.errors import UserError
 from manifests.schemas import MAX_ROWS_PER_SHARD, SAMPLES, UID_ROW_BITS, conform, empty
+from manifests.strict import Strict
 from manifests.work import Output, part_name
 
 KINDS = ("img_emb", "text_emb", "metadata")
 _EXTENSION = {"img_emb": ".npy", "text_emb": ".npy", "metadata": ".parquet"}
 _FIX = "Write the file again, or take its number out of img_emb/, text_emb/ and metadata/."
+_NO_URLS = (
+    "{name} has no column of URLs (named {known}, in any case), so nothing that is selected can be "
+    "fetched. Its columns: {names}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,18 @@ def check_files(root: str, names: Sequence[str]) -> None:
                     "All embeddings of a source come from one model.",
                     _FIX,
                 )
+
+
+def warnings(folder: str, sections: Mapping[str, Strict]) -> list[str]:
+    """Return what a person should know before rows are compared: nothing could be fetched later."""
+    if "download" not in sections:
+        return []
+    name = _triples(folder)[0][2]
+    with _parquet(paths.join(folder, name)) as file:
+        names = list(file.schema_arrow.names)
+    if "url" in choose(names):
+        return []
+    return [_NO_URLS.format(name=name, known=" or ".join(ALIASES["url"]), names=", ".join(names))]
 
 
 def ingest_part(
