@@ -473,6 +473,7 @@ def test_what_a_person_should_know_is_said_and_kept(
     ("files", "options", "what"),
     [
         ({"a.parquet": {"link": ["u"]}}, {}, "no column of URLs"),
+        ({"a.parquet": {"http://e.org/a": ["u"]}}, {}, "a line of names above it"),
         ({"a.parquet": {"url": ["u"]}, "b.csv": {"url": ["u"]}}, {}, "several forms"),
         ({"a.parquet": {"url": []}}, {}, "has no rows"),
         ({"a.parquet": {"url": ["u"]}}, {"join": ["{}/scores"]}, "no column hash"),

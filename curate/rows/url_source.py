@@ -158,12 +158,16 @@ def _check_columns(source: SourceConfig, path: str) -> None:
     """Check that a table has URLs, and what the joins need. Raises: UserError."""
     if table_files.form_of(path) in ("json", "jsonl"):
         return  # each row has its own
-    columns = choose(names_in(path), URL_ALIASES)
+    names = names_in(path)
+    columns = choose(names, URL_ALIASES)
     if "url" not in columns:
+        fix = f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case."
+        if any("://" in name for name in names):
+            fix = "These are a row's values: write a line of names above it, such as url,caption."
         raise UserError(
             f"{path} has no column of URLs.",
-            f"Its columns: {', '.join(names_in(path))[:_SHOWN_CHARACTERS]}.",
-            f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case.",
+            f"Its columns: {', '.join(names)[:_SHOWN_CHARACTERS]}.",
+            fix,
         )
     joined = score_tables.tables_of(source.join)
     by_hash = any("hash" in score_tables.columns_of(table) for table in joined)
