@@ -27,8 +27,8 @@ from manifests.work import Item, Output, part_name
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
 _SHOWN_CHARACTERS = 500
 _NO_CAPTIONS = (
-    "{shown} has no column of captions (named {known}, in any case), so its captions are empty. Its "
-    "columns: {columns}"
+    "{shown} has no column of captions (named {known}, in any case), so its captions are empty. "
+    "Its columns: {columns}"
 )
 _NO_CEILING = (
     "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
