@@ -160,8 +160,8 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
         answer = find(directory.files("shards", prefix=""), uid) or {}
         found |= {name: answer[name] for name in _OF_DOWNLOAD if answer.get(name) is not None}
     if directory.stage == "cluster":
-        row = find(directory.files(), uid) or {}
-        found |= {name: one for name, one in row.items() if one is not None}
+        assigned = find(directory.files(), uid) or {}
+        found |= {name: one for name, one in assigned.items() if one is not None}
     if directory.stage == "embed":
         row = find(directory.files("metadata", prefix="metadata_"), uid)
         found |= {"clip_score": row["clip_score"]} if row else {}
