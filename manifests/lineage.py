@@ -65,16 +65,21 @@ class Story:
 def why(chain: Mapping[str, StageDir], name: str) -> list[Story]:
     """Return the story of every sample with this key, or of the one with this uid.
 
-    Args: chain: stage -> directory, in run order; name: a key, a uid in decimal, or the key that
-    the sample has in the written shards; the first of these that is found.
+    Args: chain: stage -> directory, in run order; name: a key, a uid in decimal, the key that the
+    sample has in the written shards, or its URL; the first of these that is found.
     Raises: UserError when no row has it.
     """
-    uids = _uids_of_key(chain, name) or _uid_if_known(chain, name) or _uids_of_member(chain, name)
+    uids = (
+        _uids_of_key(chain, name)
+        or _uid_if_known(chain, name)
+        or _uids_of_member(chain, name)
+        or _uids_of_url(chain, name)
+    )
     if not uids:
         raise UserError(
-            f"No sample has the key or uid {name!r}.",
+            f"No sample has the key, uid or URL {name!r}.",
             "Neither the ingested samples nor the quarantined rows hold it.",
-            "Look at the keys in ingest-*/part-*.parquet.",
+            f"Look at the keys in ingest-*/part-*.parquet{_first_key(chain)}.",
         )
     return [_story(chain, uid) for uid in uids]
 
@@ -155,7 +160,8 @@ def _own_facts(directory: StageDir, uid: int) -> dict[str, Any]:
         answer = find(directory.files("shards", prefix=""), uid) or {}
         found |= {name: answer[name] for name in _OF_DOWNLOAD if answer.get(name) is not None}
     if directory.stage == "cluster":
-        found |= find(directory.files(), uid) or {}
+        assigned = find(directory.files(), uid) or {}
+        found |= {name: one for name, one in assigned.items() if one is not None}
     if directory.stage == "embed":
         row = find(directory.files("metadata", prefix="metadata_"), uid)
         found |= {"clip_score": row["clip_score"]} if row else {}
@@ -200,6 +206,26 @@ def _uids_of_member(chain: Mapping[str, StageDir], key: str) -> list[int]:
     files = [one for stage in _WRITES_SHARDS if stage in chain for one in chain[stage].files()]
     rows = [_collected(path, _scan(path).filter(pl.col("key") == key)) for path in files]
     return sorted({uid for found in rows for uid in found["uid"].to_list()})
+
+
+def _uids_of_url(chain: Mapping[str, StageDir], url: str) -> list[int]:
+    """Return the uids of the samples with this URL; quarantined rows have none."""
+    if "://" not in url:
+        return []
+    rows = [
+        _collected(path, _scan(path).filter(pl.col("url") == url).select("uid"))
+        for path in chain["ingest"].files()
+    ]
+    return sorted({uid for found in rows for uid in found["uid"].to_list()})
+
+
+def _first_key(chain: Mapping[str, StageDir]) -> str:
+    """Return an example of the keys that the samples have, as the end of a sentence."""
+    for path in chain["ingest"].files():
+        found = _collected(path, _scan(path).select("key").head(1))
+        if found.height:
+            return f", such as {found.item()!r}"
+    return ""
 
 
 def _uid_if_known(chain: Mapping[str, StageDir], name: str) -> list[int]:

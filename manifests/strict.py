@@ -131,9 +131,10 @@ def _as_user_error(cls: type[Strict], error: ValidationError, where: str) -> Use
     name = ".".join([where, *path])
     if first["type"] == "missing" or isinstance(cause, MissingField):
         return UserError(f"{name} is missing.", "It has no default.", f"Add {path[-1]}: ...")
-    return UserError(
-        f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", "Correct the value."
-    )
+    fix = "Correct the value."
+    if first["type"] == "list_type" and isinstance(first["input"], str):
+        fix = f"Write a list: {path[-1]}: [{first['input']}]."
+    return UserError(f"{name} is {_shown(first['input'])}.", f"{first['msg']}.", fix)
 
 
 def _owner(cls: type[Strict], path: list[str]) -> type[Strict]:

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run.
 
-    Example: warren run pipelines/recipes/laion_tars.yaml --out runs/mine --to filter
+    Example: warren run pipelines/recipes/coreset_from_tars.yaml --out runs/mine --to filter
     """
     from pipelines import ask
     from pipelines.launch import run_recipe
@@ -191,7 +191,7 @@ def probe(out: str, rows: int, as_json: bool) -> None:
 
 @main.command()
 @out_dir
-@click.argument("name", metavar="KEY|UID")
+@click.argument("name", metavar="KEY|UID|URL")
 @json_flag
 def why(out: str, name: str, as_json: bool) -> None:
     """Tell one sample's story: each stage's verdict, the reason, and the row it lost to.
@@ -257,7 +257,13 @@ def lists(
 
     source = ask.recipe_of(out).source
     found = write_list(source, ask.chain_of(out), kind, path)
-    print_answer(found, as_json, lambda one: f"{one['rows']:,} rows in {one['files']:,} files")
+    print_answer(
+        found,
+        as_json,
+        lambda one: (
+            f"{one['rows']:,} rows, {one['files']:,} file{'s' * (one['files'] > 1)}: {path}"
+        ),
+    )
 
 
 @main.command()

@@ -167,18 +167,19 @@ def _count(number: int | None) -> str:
 def story_text(story: Row) -> str:
     """Return one sample's story, a line per stage."""
     sample = story["sample"]
+    width = max([8, *(len(step["stage"]) for step in story["steps"])])
     lines = [
         f"{_printable(story['key'])} (uid {story['uid']}): {story['fate']}",
         *(
-            f"  {name:<8} {_shortened(str(sample[name]))}"
+            f"  {name:<{width}} {_shortened(str(sample[name]))}"
             for name in ("shard", "caption", "url")
             if sample.get(name)
         ),
     ]
-    return "\n".join([*lines, *(_step_text(step) for step in story["steps"])])
+    return "\n".join([*lines, *(_step_text(step, width) for step in story["steps"])])
 
 
-def _step_text(step: Row) -> str:
+def _step_text(step: Row, width: int) -> str:
     words = [step["fate"]]
     if step["reason"]:
         words.append(step["reason"])
@@ -191,15 +192,16 @@ def _step_text(step: Row) -> str:
     shown = {"fate", "reason", "stage", "score", "cutoff", "evidence_uid", "evidence_key"}
     shown.add("evidence")
     words += [f"{k} {_figure(v)}" for k, v in step.items() if k not in shown]
-    first = f"  {step['stage']:<8} {' '.join(words)}"
-    return "\n".join([first, *map(_evidence_text, step.get("evidence", ()))])
+    first = f"  {step['stage']:<{width}} {' '.join(words)}"
+    indent = " " * (width + 3)
+    return "\n".join([first, *(indent + _evidence_text(one) for one in step.get("evidence", ()))])
 
 
 def _evidence_text(one: Row) -> str:
     score = f" ({one['score']:.6g})" if "score" in one else ""
     more = f", one of {one['num_items']:,}" if one["num_items"] > 1 else ""
     item = f"{_printable(one['set'])}: {_printable(one['item'])}"
-    return f"           in {item} by {one['method']}{score}{more}"
+    return f"in {item} by {one['method']}{score}{more}"
 
 
 def _reasons(row: Row) -> str:

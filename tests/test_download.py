@@ -386,6 +386,17 @@ def test_an_outage_is_told_though_no_shard_has_enough_rows_to_tell(tmp_path: Pat
     assert record(stage)["dropped"] == {"connection": 24}
 
 
+def test_addresses_that_are_not_public_are_no_outage_and_the_setting_is_named(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    table = table_of(tmp_path / "in", serve_photos(server, 20))
+    with pytest.raises(StageFailed, match="set download.allow_private_addresses: true") as told:
+        downloaded(table, tmp_path / "out", rows_per_shard=20, allow_private_addresses=False)
+    assert "blocked_ip 20" in str(told.value)
+    assert "outage" not in str(told.value)
+    assert not server.requests
+
+
 def is_text(url: str) -> bool:
     """Tell whether a table can hold it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in url)

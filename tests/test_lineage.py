@@ -45,7 +45,7 @@ def test_why_takes_a_uid_and_tells_every_sample_of_a_shared_key(chain: dict[str,
     (story,) = lineage.why(chain, "3")
     assert story.uid == 2 << 24 | 1, "a key goes before a uid"
     for unknown in ("none", "99", str(2**64), "-1", "\u0663", ""):
-        with pytest.raises(UserError, match="No sample has the key or uid"):
+        with pytest.raises(UserError, match="No sample has the key, uid or URL"):
             lineage.why(chain, unknown)
 
 

@@ -260,3 +260,25 @@ def test_settings_that_only_tables_of_urls_have_are_refused(tmp_path: Path) -> N
     for settings in ({"join": ["scores"]}, {"laion_hash": True}):
         with pytest.raises(UserError, match="takes no join and no laion_hash"):
             ingest_embeddings(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "sections", "is_warned"),
+    [
+        (("image_path", "caption"), {"download": {}}, True),
+        (("image_path", "URL"), {"download": {}}, False),
+        (("image_path", "caption"), {}, False),
+    ],
+)
+def test_before_a_long_selection_it_is_said_that_nothing_could_be_fetched(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: tuple[str, ...],
+    sections: dict[str, Any],
+    is_warned: bool,
+) -> None:
+    metadata = pa.table({name: ["a", "b"] for name in names})
+    folder = write_embeddings(tmp_path / "in", 0, unit_rows(2), metadata=metadata)
+    run_here(recipe_for(folder, "clip_retrieval", **sections), tmp_path / "out", until="ingest")
+    told = "metadata/metadata_0000.parquet has no column of URLs" in capsys.readouterr().err
+    assert told == is_warned

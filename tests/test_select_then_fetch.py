@@ -215,7 +215,7 @@ def test_a_lost_winner_tells_its_story(run: Fetched) -> None:
     assert last["http_code"] == 404
     assert last["num_attempts"] == 1
     found = CliRunner().invoke(main, ["why", str(run.out), str(run.fate["lost"])])
-    assert "download dropped http_4xx (404)" in found.stdout
+    assert "download dropped http_4xx (404)" in " ".join(found.stdout.split())
     found = CliRunner().invoke(main, ["why", str(run.out), str(run.fate["leaked"])])
     assert "question-7.jpg" in found.stdout
     (story,) = run.json("why", str(run.fate["resized"]))

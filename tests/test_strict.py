@@ -148,3 +148,12 @@ def test_a_sources_files_become_absolute_and_do_not_decide_what_it_is(
     elsewhere = SourceConfig.load({"kind": "llava_json", "files": {"x": "y"}}, where="s")
     assert source.canonical() == source.located().canonical() == elsewhere.canonical()
     assert not {"path", "files"} & set(source.canonical())
+
+
+def test_one_value_where_a_list_is_wanted_is_shown_as_a_list() -> None:
+    class Listed(Strict):
+        names: list[str] = []
+
+    with pytest.raises(UserError) as told:
+        Listed.load({"names": "a.txt"}, where="recipe.x")
+    assert told.value.fix == "Write a list: names: [a.txt]."

@@ -135,6 +135,18 @@ def test_each_row_has_its_fate(ran: Ran) -> None:
     }
 
 
+def test_a_dead_link_is_found_by_its_url(ran: Ran) -> None:
+    dead, twice = list(ran.pictures)[3], list(ran.pictures)[0]
+    for path, keys in ((dead, ["1003"]), (twice, ["1000", "1012"])):
+        found = CliRunner().invoke(main, ["why", str(ran.out), ran.server.url(path), "--json"])
+        assert [one["key"] for one in json.loads(found.stdout)] == keys
+    told = CliRunner().invoke(main, ["why", str(ran.out), ran.server.url(dead)]).stdout
+    assert "dropped by download: http_4xx" in told
+    lost = CliRunner().invoke(main, ["why", str(ran.out), ran.server.url("/never")])
+    assert lost.exit_code == 2
+    assert "such as '1000'" in lost.stderr
+
+
 def test_every_url_is_accounted_for_and_asked_once(ran: Ran) -> None:
     """The URL of two rows is asked for each; the unsafe row's not at all."""
     paths = list(ran.pictures)

@@ -472,6 +472,7 @@ SAFE = {"filter": {"drop_above_punsafe": 0.45}}
         (pa.table({"url": ["u"], "caption": ["c"], "punsafe": [0.1]}), SAFE, []),
         (pa.table({"url": ["u"]}), {}, []),
         (pa.table({"url": ["u"]}), SAFE, ["judges nothing"]),
+        (pa.table({"url": ["u"], "alt": ["c"]}), {"filter": {"min_caption_chars": 1}}, ["alt"]),
     ],
 )
 def test_what_a_person_should_know_is_said_and_kept(
@@ -498,6 +499,7 @@ def test_what_a_person_should_know_is_said_and_kept(
     ("files", "options", "what"),
     [
         ({"a.parquet": {"link": ["u"]}}, {}, "no column of URLs"),
+        ({"a.parquet": {"http://e.org/a": ["u"]}}, {}, "a line of names above it"),
         ({"a.parquet": {"url": ["u"]}, "b.csv": {"url": ["u"]}}, {}, "several forms"),
         ({"a.parquet": {"url": []}}, {}, "has no rows"),
         ({"a.parquet": {"url": ["u"]}}, {"join": ["{}/scores"]}, "no column hash"),

@@ -159,12 +159,11 @@ def _must_not_be_an_outage(samples: pa.Table, journal: Journal, config: Download
         statuses = Counter(journal.row(uid)["status"] for uid in uids)
         if _is_outage(statuses, config):
             asked = num - statuses[Status.BLOCKLISTED]
-            passing = sum(statuses[one] for one in TRANSIENT)
+            found = ", ".join(f"{name} {rows:,}" for name, rows in statuses.most_common(4))
             raise StageFailed(
                 f"{layout.shard_name(number)}: {statuses[Status.OK]} of {asked} URLs could be "
-                f"fetched: {dict(statuses.most_common(4))}. That looks like an outage of the "
-                f"network. Run again when it is over: {passing} that may pass are asked again. If "
-                f"the list is as old as that, lower download.min_success_share."
+                f"fetched, fewer than download.min_success_share {config.min_success_share:g} "
+                f"allows: {found}. {_what_to_do(statuses, asked)}"
             )
 
 
@@ -172,6 +171,25 @@ def _is_outage(rows_by_status: Counter[str], config: DownloadConfig) -> bool:
     asked = rows_by_status.total() - rows_by_status[Status.BLOCKLISTED]
     share = rows_by_status[Status.OK] / max(1, asked)
     return asked >= MIN_ROWS_OF_OUTAGE and share < config.min_success_share
+
+
+def _what_to_do(statuses: Counter[str], asked: int) -> str:
+    """Return what a person can do about a shard of which next to nothing was fetched."""
+    passing = sum(statuses[one] for one in TRANSIENT)
+    if 2 * statuses[Status.BLOCKED_IP] > asked:
+        return (
+            "Most of these hosts have no public address, and such are not asked unless you say so: "
+            "if they are servers of your own, set download.allow_private_addresses: true."
+        )
+    if 2 * passing > asked:
+        return (
+            "That looks like an outage, of the network here or of the server. Run again when it is "
+            f"over: the {passing:,} that may pass are asked again, the others are settled."
+        )
+    return (
+        "Little of that would pass with time. If the list is as old or as wrong as that, lower "
+        "download.min_success_share and run again: what is settled is not asked again."
+    )
 
 
 def _journals(view: View) -> Path:

@@ -25,6 +25,11 @@ from manifests.strict import Strict
 from manifests.work import Item, Output, part_name
 
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
+_SHOWN_CHARACTERS = 500
+_NO_CAPTIONS = (
+    "{shown} has no column of captions (named {known}, in any case), so its captions are empty. "
+    "Its columns: {columns}"
+)
 _NO_CEILING = (
     "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
     "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
@@ -114,8 +119,12 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     found = []
     old = [name for name, columns in tables.items() if laion.is_withdrawn(columns)]
     if old:
-        shown = old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more"
-        found.append(laion.WITHDRAWN.format(shown=shown))
+        found.append(laion.WITHDRAWN.format(shown=_shown(old)))
+    untold = [name for name, columns in tables.items() if _lacks_captions(name, columns)]
+    if untold and _judges_captions(sections):
+        columns = ", ".join(tables[untold[0]])[:_SHOWN_CHARACTERS]
+        known = " or ".join(URL_ALIASES["caption"])
+        found.append(_NO_CAPTIONS.format(shown=_shown(untold), known=known, columns=columns))
     every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
     return found + punsafe_warnings(every, sections)
 
@@ -128,6 +137,22 @@ def punsafe_warnings(tables: Sequence[Sequence[str]], sections: Mapping[str, Str
         return [_NO_CEILING] if has_punsafe else []
     are_known = all(tables)  # of JSON, each row has its own columns
     return [_NOTHING_TO_JUDGE] if are_known and not has_punsafe else []
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _lacks_captions(name: str, columns: tuple[str, ...]) -> bool:
+    """Tell whether a table has no captions; of JSON each row has its own columns."""
+    return table_files.form_of(name) not in ("json", "jsonl") and "caption" not in choose(columns)
+
+
+def _judges_captions(sections: Mapping[str, Strict]) -> bool:
+    """Tell whether anything becomes of a row by its caption."""
+    rules = sections.get("filter")
+    limits = ("min_caption_chars", "min_caption_words")
+    return "embed" in sections or any(getattr(rules, one, 0) for one in limits)
 
 
 def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:
@@ -146,12 +171,16 @@ def _check_columns(source: SourceConfig, path: str) -> None:
     """Check that a table has URLs, and what the joins need. Raises: UserError."""
     if table_files.form_of(path) in ("json", "jsonl"):
         return  # each row has its own
-    columns = choose(names_in(path), URL_ALIASES)
+    names = names_in(path)
+    columns = choose(names, URL_ALIASES)
     if "url" not in columns:
+        fix = f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case."
+        if any("://" in name for name in names):
+            fix = "These are a row's values: write a line of names above it, such as url,caption."
         raise UserError(
             f"{path} has no column of URLs.",
-            f"Its columns: {', '.join(names_in(path))[:500]}.",
-            f"Name one of them {' or '.join(URL_ALIASES['url'])}, in any case.",
+            f"Its columns: {', '.join(names)[:_SHOWN_CHARACTERS]}.",
+            fix,
         )
     joined = score_tables.tables_of(source.join)
     by_hash = any("hash" in score_tables.columns_of(table) for table in joined)

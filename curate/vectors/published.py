@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.rows import laion
-from curate.rows.columns import samples_from_columns
+from curate.rows.columns import ALIASES, choose, samples_from_columns
 from curate.rows.url_source import punsafe_warnings
 from curate.source_config import SourceConfig
 from curate.vectors import exact
@@ -34,6 +34,10 @@ from manifests.work import Output, part_name
 KINDS = ("img_emb", "text_emb", "metadata")
 _EXTENSION = {"img_emb": ".npy", "text_emb": ".npy", "metadata": ".parquet"}
 _FIX = "Write the file again, or take its number out of img_emb/, text_emb/ and metadata/."
+_NO_URLS = (
+    "{name} has no column of URLs (named {known}, in any case), so nothing that is selected can be "
+    "fetched. Its columns: {names}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +116,18 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     root, names = shards(source.location)
     table = companions(root, names[0])[2]
     with _parquet(paths.join(root, table)) as file:
-        columns = file.schema_arrow.names
+        columns = list(file.schema_arrow.names)
     withdrawn = [laion.WITHDRAWN.format(shown=table)] if laion.is_withdrawn(columns) else []
-    return withdrawn + punsafe_warnings([columns], sections)
+    unfetchable = _lacks_urls(table, columns) if "download" in sections else []
+    return withdrawn + punsafe_warnings([columns], sections) + unfetchable
+
+
+def _lacks_urls(table: str, columns: list[str]) -> list[str]:
+    """Return a warning, before rows are compared for days, that nothing could be fetched later."""
+    if "url" in choose(columns):
+        return []
+    known, found = " or ".join(ALIASES["url"]), ", ".join(columns)
+    return [_NO_URLS.format(name=table, known=known, names=found)]
 
 
 def ingest_part(

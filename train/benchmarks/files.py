@@ -128,7 +128,8 @@ def require(path: str | Path) -> Path:
     """Return the path as it is. Raises: UserError when nothing is there."""
     found = Path(path)
     if not found.exists():
-        raise UserError(f"{path} is not there.", "", "Give the benchmark's file or its folder.")
+        fix = "Check the path; it is relative to the folder where the command runs."
+        raise UserError(f"{path} is not there.", "", fix)
     return found
 
 
