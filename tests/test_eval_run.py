@@ -274,6 +274,7 @@ def test_the_demo_s_figure_is_the_share_of_right_answers(tmp_path: Path) -> None
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_s_workers_write_the_same_file(
     tmp_path: Path, model_dir: str, asked: Path, answered: bytes

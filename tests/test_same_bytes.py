@@ -115,12 +115,13 @@ def test_the_order_in_which_parts_are_done_changes_no_byte(
         pytest.param("embeddings", 1, marks=pytest.mark.slow),
         ("embeddings", 4),
         pytest.param("tars", 1, marks=pytest.mark.slow),
-        ("tars", 4),
+        ("tars", 2),  # each worker loads a CLIP model
+        pytest.param("tars", 4, marks=pytest.mark.slow),
         pytest.param("mix", 1, marks=pytest.mark.slow),
         ("mix", 4),
     ],
 )
-def test_one_and_four_ray_workers_make_the_bytes_of_the_local_executor(
+def test_any_number_of_ray_workers_makes_the_bytes_of_the_local_executor(
     name: str,
     max_workers: int,
     worlds: Mapping[str, dict[str, Any]],
