@@ -119,7 +119,8 @@ class _Rows:
         url, caption = self._texts(urls, captions)
         columns |= {"url": url, "caption": caption, "key": self._keys()}
         if self.source.laion_hash:
-            columns["hash"] = self._hashes(columns.get("hash"), urls, captions)
+            given = columns.get("hash")
+            columns["hash"] = laion.known_hashes(given, urls, captions, self.counts)
         rest = rest.drop_columns([self.chosen[k] for k in _OWN if k in self.chosen])
         columns |= self._fixed() | {"extra": self._extra(rest)}
         errors = self._errors(url)
@@ -161,17 +162,6 @@ class _Rows:
         if not pc.any(missing).as_py():
             return found
         return pc.if_else(missing, pa.array(self.place.keys(self.num), found.type), found)
-
-    def _hashes(self, given: Any, urls: pa.Array, captions: pa.Array) -> Any:
-        computed = laion.hashes(urls, captions)
-        if given is None:
-            self.counts["hash_computed"] += self.num
-            return pa.array(computed)
-        same = pc.equal(given, pa.array(computed))
-        self.counts["hash_same"] += pc.sum(same).as_py() or 0
-        self.counts["hash_differs"] += pc.sum(pc.invert(same)).as_py() or 0
-        self.counts["hash_computed"] += given.null_count
-        return pc.coalesce(given, pa.array(computed))
 
     def _fixed(self) -> dict[str, Any]:
         rows = np.arange(self.place.row, self.place.row + self.num, dtype=np.uint64)

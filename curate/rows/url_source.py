@@ -8,7 +8,7 @@ order (it sorts by name: the same for names whose numbers have leading zeros).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -29,15 +29,6 @@ _SHOWN_CHARACTERS = 500
 _NO_CAPTIONS = (
     "{shown} has no column of captions (named {known}, in any case), so its captions are empty. "
     "Its columns: {columns}"
-)
-_NO_CEILING = (
-    "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
-    "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
-)
-_NOTHING_TO_JUDGE = (
-    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not "
-    "known passes. Use tables that have it (Re-LAION's do), or, for a url_table, join the "
-    "published scores: source.join"
 )
 
 
@@ -64,12 +55,10 @@ def identity(source: SourceConfig) -> list[list[Any]]:
     """Return [name, size, modification time] of each table, and of each that is joined."""
     files_of.cache_clear()
     names_in.cache_clear()
-    score_tables.tables_of.cache_clear()
     table_files.close()
     root, names = files_of(source)
     found = [[name, *paths.identity_of(paths.join(root, name))] for name in names]
-    joined = score_tables.tables_of(source.join)
-    return found + [[paths.name_of(path), *paths.identity_of(path)] for path in joined]
+    return found + score_tables.identity(source.join)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -100,10 +89,7 @@ def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     made = list(_made(source, payload))
     samples = pa.concat_tables([empty(SAMPLES), *(one.samples for one in made)])
     counts = sum((one.counts for one in made), Counter[str]())
-    notes: dict[str, Any] = {name: num for name, num in sorted(counts.items()) if num}
-    tables = score_tables.tables_of(source.join)
-    if tables:
-        samples, notes["joined"] = score_tables.joined(samples, tables)
+    samples, notes = score_tables.filled(samples, source, counts)
     return Output(
         files={f"{part_name(payload['part'])}.parquet": samples},
         verdicts=pa.concat_tables([empty(VERDICTS), *(one.verdicts for one in made)]),
@@ -125,18 +111,7 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
         columns = ", ".join(tables[untold[0]])[:_SHOWN_CHARACTERS]
         known = " or ".join(URL_ALIASES["caption"])
         found.append(_NO_CAPTIONS.format(shown=_shown(untold), known=known, columns=columns))
-    every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
-    return found + punsafe_warnings(every, sections)
-
-
-def punsafe_warnings(tables: Sequence[Sequence[str]], sections: Mapping[str, Strict]) -> list[str]:
-    """Return what to say of the ceiling on punsafe, for tables with these columns."""
-    has_punsafe = any("punsafe" in choose(columns) for columns in tables)
-    ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
-    if ceiling is None:
-        return [_NO_CEILING] if has_punsafe else []
-    are_known = all(tables)  # of JSON, each row has its own columns
-    return [_NOTHING_TO_JUDGE] if are_known and not has_punsafe else []
+    return found + score_tables.punsafe_warnings(list(tables.values()), source, sections)
 
 
 def _shown(names: list[str]) -> str:
@@ -182,14 +157,7 @@ def _check_columns(source: SourceConfig, path: str) -> None:
             f"Its columns: {', '.join(names)[:_SHOWN_CHARACTERS]}.",
             fix,
         )
-    joined = score_tables.tables_of(source.join)
-    by_hash = any("hash" in score_tables.columns_of(table) for table in joined)
-    if by_hash and "hash" not in columns and not source.laion_hash:
-        raise UserError(
-            f"{path} has no column hash, by which tables are to be joined.",
-            "LAION's hash is computed only on request.",
-            "Set source.laion_hash: true.",
-        )
+    score_tables.must_have_hash(path, names, source)
 
 
 def _slices(
