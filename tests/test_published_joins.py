@@ -120,9 +120,7 @@ def test_without_a_hash_tables_are_joined_by_url_and_fill_what_is_not_known(
             NSFW=["NSFW", "UNLIKELY", "UNSURE", "UNLIKELY", "NSFW"],
             punsafe=[0.1, 0.2, 0.3, None, 0.9],
         ),
-        score_table(
-            tmp_path / "b.parquet", url=urls[:1], pwatermark=[0.7], AESTHETIC_SCORE=[5.5]
-        ),
+        score_table(tmp_path / "b.parquet", url=urls[:1], pwatermark=[0.7], AESTHETIC_SCORE=[5.5]),
     ]
     found = rows_of(ingest_joined(tmp_path / "in", *tables))
     assert [row["nsfw"] for row in found] == ["UNLIKELY", "UNSURE", "UNLIKELY", None]
