@@ -46,7 +46,7 @@ class SourceConfig(Strict):
     swapped_sizes: Literal["auto"] | bool = "auto"
     """url_table only: whether WIDTH and HEIGHT stand for each other, as in the base tables of
     LAION-400M and LAION-2B. auto: when a table has the columns of those (SAMPLE_ID, URL, TEXT,
-    HEIGHT, WIDTH, LICENSE)."""
+    HEIGHT, WIDTH, LICENSE); of JSON, when its first rows have these names."""
     laion_hash: bool = False
     """url_table and clip_retrieval: compute LAION's `hash` of URL and caption as given; where the
     source has one, compare, and count what differs in the record's notes."""

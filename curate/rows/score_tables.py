@@ -109,7 +109,7 @@ def punsafe_warnings(
 def filled(
     samples: pa.Table, source: SourceConfig, counts: Mapping[str, int]
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Return (SAMPLES with what the source's joins bring, notes: the counts and the join's figures)."""
+    """Return (SAMPLES with what the source's joins bring, notes: counts and the join's figures)."""
     notes: dict[str, Any] = {name: num for name, num in sorted(counts.items()) if num}
     tables = tables_of(source.join)
     if tables:

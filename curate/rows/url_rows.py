@@ -86,30 +86,30 @@ class Made:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def samples_of(batch: Batch, place: Place, source: SourceConfig) -> Made:
-    """Return the SAMPLES of consecutive rows of one file, a verdict per row, and the bad ones."""
-    return _Rows(batch, place, source).made()
+def samples_of(
+    batch: Batch, place: Place, source: SourceConfig, *, sizes_are_swapped: bool
+) -> Made:
+    """Return the SAMPLES of consecutive rows of one file, a verdict per row, and the bad ones.
 
-
-def sizes_are_swapped(source: SourceConfig, names: list[str]) -> bool:
-    """Tell whether the width of a table with these columns is to be read from its height."""
-    swapped = source.swapped_sizes
-    return laion.has_swapped_sizes(names) if swapped == "auto" else swapped
+    Args: sizes_are_swapped: the width is to be read from the height, and the reverse.
+    """
+    return _Rows(batch, place, source, sizes_are_swapped).made()
 
 
 class _Rows:
     """n rows on their way."""
 
-    def __init__(self, batch: Batch, place: Place, source: SourceConfig) -> None:
+    def __init__(
+        self, batch: Batch, place: Place, source: SourceConfig, sizes_are_swapped: bool
+    ) -> None:
         self.batch, self.place, self.source = batch, place, source
         self.num = batch.num_rows
         self.uids = place.uids(self.num)
         self.mended: dict[str, Mask] = {}
         self.patches: dict[int, dict[str, Any]] = {}
         self.counts: Counter[str] = Counter()
-        names = list(batch.table.column_names)
         self.chosen = choose(plain_names(batch.table.schema), URL_ALIASES)
-        if sizes_are_swapped(source, names):
+        if sizes_are_swapped:
             sides = {"width": "height", "height": "width"}
             self.chosen = {sides.get(k, k): name for k, name in self.chosen.items()}
 

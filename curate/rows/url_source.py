@@ -26,6 +26,9 @@ from manifests.work import Item, Output, part_name
 
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
 _SHOWN_CHARACTERS = 500
+_JSON = ("json", "jsonl")
+_JSON_VERSION = 2
+"""Raised whenever the same JSON files would give other rows: it makes them another input."""
 _NO_CAPTIONS = (
     "{shown} has no column of captions (named {known}, in any case), so its captions are empty. "
     "Its columns: {columns}"
@@ -55,9 +58,12 @@ def identity(source: SourceConfig) -> list[list[Any]]:
     """Return [name, size, modification time] of each table, and of each that is joined."""
     files_of.cache_clear()
     names_in.cache_clear()
+    first_names_in.cache_clear()
     table_files.close()
     root, names = files_of(source)
     found = [[name, *paths.identity_of(paths.join(root, name))] for name in names]
+    if any(table_files.form_of(name) in _JSON for name in names):
+        found.append(["json", _JSON_VERSION])
     return found + score_tables.identity(source.join)
 
 
@@ -65,6 +71,12 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 def names_in(path: str) -> tuple[str, ...]:
     """Return the names of a table's columns; of JSON none. Raises: UserError."""
     return tuple(table_files.column_names(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def first_names_in(path: str) -> tuple[str, ...]:
+    """Return the names of a table's columns; of JSON, of its first rows. Raises: UserError."""
+    return tuple(table_files.first_names(path))
 
 
 def plan(source: SourceConfig) -> list[Item]:
@@ -103,7 +115,7 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     root, names = files_of(source)
     tables = {name: names_in(paths.join(root, name)) for name in names}
     found = []
-    old = [name for name, columns in tables.items() if laion.is_withdrawn(columns)]
+    old = [name for name in names if laion.is_withdrawn(first_names_in(paths.join(root, name)))]
     if old:
         found.append(laion.WITHDRAWN.format(shown=_shown(old)))
     untold = [name for name, columns in tables.items() if _lacks_captions(name, columns)]
@@ -120,7 +132,7 @@ def _shown(names: list[str]) -> str:
 
 def _lacks_captions(name: str, columns: tuple[str, ...]) -> bool:
     """Tell whether a table has no captions; of JSON each row has its own columns."""
-    return table_files.form_of(name) not in ("json", "jsonl") and "caption" not in choose(columns)
+    return table_files.form_of(name) not in _JSON and "caption" not in choose(columns)
 
 
 def _judges_captions(sections: Mapping[str, Strict]) -> bool:
@@ -135,16 +147,24 @@ def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:
     for name, first_row, num_rows, shard_index in payload["spans"]:
         if name not in names:
             raise PartDamaged(f"{name} is gone from the source.")
-        row = first_row
-        for batch in table_files.read_rows(paths.join(root, name), first_row, num_rows):
+        row, path = first_row, paths.join(root, name)
+        swapped = _sizes_are_swapped(source, path)
+        for batch in table_files.read_rows(path, first_row, num_rows):
             shard = shard_index + (row - first_row) // source.rows_per_shard
-            yield samples_of(batch, Place(name, row, shard, source.rows_per_shard), source)
+            place = Place(name, row, shard, source.rows_per_shard)
+            yield samples_of(batch, place, source, sizes_are_swapped=swapped)
             row += batch.num_rows
+
+
+def _sizes_are_swapped(source: SourceConfig, path: str) -> bool:
+    """Tell whether the width of a table is to be read from its height."""
+    swapped = source.swapped_sizes
+    return laion.has_swapped_sizes(first_names_in(path)) if swapped == "auto" else swapped
 
 
 def _check_columns(source: SourceConfig, path: str) -> None:
     """Check that a table has URLs, and what the joins need. Raises: UserError."""
-    if table_files.form_of(path) in ("json", "jsonl"):
+    if table_files.form_of(path) in _JSON:
         return  # each row has its own
     names = names_in(path)
     columns = choose(names, URL_ALIASES)
