@@ -46,14 +46,15 @@ class SourceConfig(Strict):
     swapped_sizes: Literal["auto"] | bool = "auto"
     """url_table only: whether WIDTH and HEIGHT stand for each other, as in the base tables of
     LAION-400M and LAION-2B. auto: when a table has the columns of those (SAMPLE_ID, URL, TEXT,
-    HEIGHT, WIDTH, LICENSE)."""
+    HEIGHT, WIDTH, LICENSE); of JSON, when its first rows have these names."""
     laion_hash: bool = False
-    """url_table only: compute LAION's `hash` of URL and caption as given; where the source has one,
-    compare, and count what differs in the record's notes."""
+    """url_table and clip_retrieval: compute LAION's `hash` of URL and caption as given; where the
+    source has one, compare, and count what differs in the record's notes."""
     join: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """url_table only: parquet tables (each a folder, glob, braces or "::" list) that bring punsafe,
-    pwatermark, aesthetic, similarity, md5 or sha256, joined by `hash` where they have one, else by
-    URL. They fill what the source lacks. Every part reads them once: raise shards_per_part."""
+    """url_table and clip_retrieval: parquet tables (each a folder, glob, braces or "::" list) that
+    bring punsafe, pwatermark, aesthetic, similarity, nsfw, md5 or sha256, joined by `hash` where
+    they have one, else by URL. They fill what the source lacks. Every part reads them once: raise
+    shards_per_part."""
     max_caption_characters: int = Field(default=10_000, ge=1)
     """url_table only: longer captions are cut, and the verdict says so."""
     max_url_characters: int = Field(default=8_192, ge=1)
@@ -66,7 +67,7 @@ class SourceConfig(Strict):
             raise MissingField(needed)
         if getattr(self, other) is not None:
             raise ValueError(f"a source of kind {self.kind} takes {needed}, not {other}")
-        if not self.is_urls and (self.join or self.laion_hash):
+        if not (self.is_urls or self.is_embeddings) and (self.join or self.laion_hash):
             raise ValueError(f"a source of kind {self.kind} takes no join and no laion_hash")
         return self
 

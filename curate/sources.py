@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from curate.rows import llava_source, url_source
+from curate.rows import llava_source, score_tables, url_source
 from curate.source_config import SourceConfig
 from manifests import paths
 from manifests.strict import Strict
@@ -58,7 +58,8 @@ def image_root_of(view: View) -> str:
 def identity(source: SourceConfig) -> list[list[Any]]:
     """Return [name, size, modification time] of each file read: a changed file is another input.
 
-    Lists the source anew; later calls in this process use that list.
+    Files that are joined to the source's own come last. Lists the source anew; later calls in this
+    process use that list.
     """
     if source.is_conversations:
         llava_source.forget_listing()
@@ -71,10 +72,11 @@ def identity(source: SourceConfig) -> list[list[Any]]:
 
         published.forget_listing()
     root, names = shards_of(source)
-    return [
+    found = [
         [name, *paths.identity_of(paths.join(root, name))]
         for name in _identity_names(source, root, names)
     ]
+    return found + score_tables.identity(source.join)
 
 
 def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
@@ -98,6 +100,7 @@ def plan(view: View) -> list[Item]:
         from curate.vectors import published
 
         published.check_files(root, names)
+        published.check_columns(source, root, names)
     step = source.shards_per_part
     starts = range(0, len(names), step)
     return [_item(root, names[i : i + step], part, i) for part, i in enumerate(starts)]

@@ -254,12 +254,11 @@ def test_published_embeddings_are_warned_of_as_tables_are(
     assert all(text in stderr for text in warned)
 
 
-def test_settings_that_only_tables_of_urls_have_are_refused(tmp_path: Path) -> None:
+def test_settings_that_a_kind_of_source_has_not_are_refused(tmp_path: Path) -> None:
     """A join that were passed over would leave every row's punsafe unknown."""
-    folder = write_embeddings(tmp_path / "in", 0, unit_rows(1))
     for settings in ({"join": ["scores"]}, {"laion_hash": True}):
         with pytest.raises(UserError, match="takes no join and no laion_hash"):
-            ingest_embeddings(folder, **settings)
+            ingest(tmp_path / "in", "webdataset", **settings)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,29 @@ def test_the_swapped_sizes_of_base_laion_are_put_right(
     assert (row["width"], row["height"]) == size
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "jsonl.gz"])
+def test_base_laion_is_known_and_put_right_in_text_forms_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    rows = base_table(30).to_pylist()
+    write_rows(tmp_path / "in" / f"a.{form}", rows)
+    recipe = recipe_for(tmp_path / "in", "url_table")
+    recipe["source"] |= {"rows_per_shard": 7}
+    found = rows_of(stages(run_here(recipe, tmp_path / "out"))["ingest"])
+    assert {(row["width"], row["height"]) for row in found} == {(640, 100)}
+    assert "Re-LAION" in capsys.readouterr().err
+
+
+def test_bad_rows_and_rows_without_a_name_do_not_hide_base_laion(tmp_path: Path) -> None:
+    rows = base_table(4).to_pylist()
+    del rows[0]["LICENSE"], rows[1]["NSFW"]
+    (tmp_path / "in").mkdir()
+    lines = ["{no json", *map(json.dumps, rows)]
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(lines))
+    found = rows_of(ingest_urls(tmp_path / "in"))
+    assert [(row["width"], row["height"]) for row in found] == [(640, 100)] * 4
+
+
 def test_names_of_coyo_datacomp_and_relaion_mean_the_same(tmp_path: Path) -> None:
     coyo = {"id": 7, "url": "u", "text": "t", "width": 3, "clip_similarity_vitb32": 0.2}
     coyo |= {"aesthetic_score_laion_v2": 5.5, "nsfw_score_opennsfw2": 0.1}

@@ -7,12 +7,14 @@ exchanges WIDTH and HEIGHT of the base tables. The releases: laion.ai/blog/relai
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import mmh3
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _SIZES_SWAPPED = {"SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE"}
 _BASE = _SIZES_SWAPPED | {"NSFW", "similarity"}
@@ -39,6 +41,28 @@ def hashes(urls: pa.Array, captions: pa.Array) -> npt.NDArray[np.int64]:
     """Return LAION's `hash` of each row, int64 [n]. Args: bytes [n] as the source has them."""
     rows = zip(urls.to_pylist(), captions.to_pylist(), strict=True)
     return np.fromiter((hash_of(url, caption) for url, caption in rows), np.int64, len(urls))
+
+
+def known_hashes(
+    given: pa.Array | pa.ChunkedArray | None,
+    urls: pa.Array,
+    captions: pa.Array,
+    counts: Counter[str],
+) -> pa.Array | pa.ChunkedArray:
+    """Return LAION's `hash` of each row, int64 [n]: the given one, else one that is computed.
+
+    Args: given: int64 [n] with nulls, or None; urls, captions: bytes [n] as the source has them;
+    counts: gets how many were computed, and how many of the given ones are the same or differ.
+    """
+    computed = pa.array(hashes(urls, captions))
+    if given is None:
+        counts["hash_computed"] += len(computed)
+        return computed
+    same = pc.equal(given, computed)
+    counts["hash_same"] += pc.sum(same).as_py() or 0
+    counts["hash_differs"] += pc.sum(pc.invert(same)).as_py() or 0
+    counts["hash_computed"] += given.null_count
+    return pc.coalesce(given, computed)
 
 
 def has_swapped_sizes(names: Collection[str]) -> bool:

@@ -1,7 +1,9 @@
 """Published scores and digests of rows that other tables have: joined by LAION's hash, or by URL.
 
-Of several values for one row the one counts that is least in the row's favour: the largest punsafe
-and pwatermark, the smallest of the other scores. Memory: a part's rows and a batch of the tables.
+The source of the rows may be a table of URLs or published embeddings. Of several values for one row
+the one counts that is least in the row's favour: the largest punsafe and pwatermark, the smallest
+of the other scores, the tag NSFW before UNSURE before UNLIKELY. Memory: a part's rows and a batch
+of the tables.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import pyarrow.parquet as pq
 from curate.rows import table_files
 from curate.rows.columns import DIGEST_BYTES, choose, typed_columns
 from curate.rows.foreign import tame
+from curate.source_config import SourceConfig
 from manifests import paths
 from manifests.errors import UserError
 from manifests.schemas import SAMPLES, conform
+from manifests.strict import Strict
 
 _WORST = {
     "punsafe": np.fmax,
@@ -33,8 +37,21 @@ _WORST = {
 _SLOT_BITS, _MAX_SLOT_BITS = 6, 27
 """Of the table that tells at one look that a key is surely not there: 64 slots a key or more, one
 byte each, at most 128 MiB."""
-JOINED = (*_WORST, *DIGEST_BYTES)
+_TAGS = ("nsfw", "unsure", "unlikely")
+"""Of LAION's NSFW, in lower case, worst first; an unknown one ranks before the last."""
+JOINED = (*_WORST, "nsfw", *DIGEST_BYTES)
 """The SAMPLES columns that a table may bring."""
+_VERSION = 2
+"""Raised whenever the same tables would bring other values: it makes the rows another input."""
+_NO_CEILING = (
+    "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
+    "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
+)
+_NOTHING_TO_JUDGE = (
+    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not "
+    "known passes. Use tables that have it (Re-LAION's do), or join the published scores: "
+    "source.join, with source.laion_hash: true where they go by LAION's hash"
+)
 
 
 @lru_cache(maxsize=8)
@@ -45,6 +62,59 @@ def tables_of(patterns: tuple[str, ...]) -> tuple[str, ...]:
         root, names = paths.expand(pattern, suffix=".parquet")
         found += [paths.join(root, name) for name in names]
     return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def keys_of(patterns: tuple[str, ...]) -> frozenset[str]:
+    """Return the keys by which the tables are joined, of hash and url. Raises: as columns_of."""
+    return frozenset(next(iter(columns_of(path))) for path in tables_of(patterns))
+
+
+def identity(patterns: tuple[str, ...]) -> list[list[Any]]:
+    """Return [name, size, modification time] of each table; nothing where none is joined.
+
+    Lists the tables anew; later calls in this process use that list. Raises: UserError.
+    """
+    tables_of.cache_clear()
+    keys_of.cache_clear()
+    tables = tables_of(patterns)
+    found = [[paths.name_of(path), *paths.identity_of(path)] for path in tables]
+    return [["join", _VERSION], *found] if found else []
+
+
+def must_have_hash(shown: str, names: Sequence[str], source: SourceConfig) -> None:
+    """Check that rows with these columns have a hash where tables go by it. Raises: UserError."""
+    by_hash = "hash" in keys_of(source.join)
+    if by_hash and "hash" not in choose(names) and not source.laion_hash:
+        raise UserError(
+            f"{shown} has no column hash, by which tables are to be joined.",
+            "LAION's hash is computed only on request.",
+            "Set source.laion_hash: true.",
+        )
+
+
+def punsafe_warnings(
+    tables: Sequence[Sequence[str]], source: SourceConfig, sections: Mapping[str, Strict]
+) -> list[str]:
+    """Return what to say of the ceiling on punsafe. Args: tables: the columns of the source's."""
+    tables = [*tables, *map(table_files.column_names, tables_of(source.join))]
+    has_punsafe = any("punsafe" in choose(columns) for columns in tables)
+    ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
+    if ceiling is None:
+        return [_NO_CEILING] if has_punsafe else []
+    are_known = all(tables)  # of JSON, each row has its own columns
+    return [_NOTHING_TO_JUDGE] if are_known and not has_punsafe else []
+
+
+def filled(
+    samples: pa.Table, source: SourceConfig, counts: Mapping[str, int]
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return (SAMPLES with what the source's joins bring, notes: counts and the join's figures)."""
+    notes: dict[str, Any] = {name: num for name, num in sorted(counts.items()) if num}
+    tables = tables_of(source.join)
+    if tables:
+        samples, notes["joined"] = joined(samples, tables)
+    return samples, notes
 
 
 def columns_of(path: str) -> dict[str, str]:
@@ -120,7 +190,8 @@ class _Values:
         self._worst = _WORST.get(column)
         self._type = SAMPLES.field(column).type
         self._numbers = np.full(num_rows, np.nan)
-        self._digests: dict[int, bytes] = {}
+        self._others: dict[int, Any] = {}
+        self._rank = _tag_rank if column == "nsfw" else _itself
 
     def add(self, rows: npt.NDArray[Any], values: pa.Array) -> None:
         """Take values for rows; a row may come twice."""
@@ -129,15 +200,24 @@ class _Values:
             self._worst.at(self._numbers, rows, numbers)
             return
         for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
-            if value is not None:
-                self._digests[row] = min(value, self._digests.get(row, value))
+            if value:
+                self._others[row] = min(value, self._others.get(row, value), key=self._rank)
 
     def array(self) -> pa.Array:
         """Return the values, null where there is none."""
         if self._worst is not None:
             return pa.array(self._numbers, mask=np.isnan(self._numbers))
-        found = [self._digests.get(row) for row in range(len(self._numbers))]
+        found = [self._others.get(row) for row in range(len(self._numbers))]
         return pa.array(found, self._type)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _tag_rank(tag: str) -> tuple[float, str]:
+    lower = tag.lower()
+    return (_TAGS.index(lower) if lower in _TAGS else len(_TAGS) - 1.5, tag)
 
 
 _Known = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]

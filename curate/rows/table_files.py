@@ -70,6 +70,14 @@ def column_names(path: str) -> list[str]:
     return list(names)
 
 
+def first_names(path: str) -> list[str]:
+    """Return the names of a file's columns; of JSON, of its first rows. Raises: UserError."""
+    if form_of(path) not in ("json", "jsonl"):
+        return column_names(path)
+    with opened(path) as file:
+        return text_tables.json_names(file)
+
+
 def count_rows(path: str) -> int:
     """Return how many rows a file has; text is scanned for it. Raises: UserError."""
     form = form_of(path)

@@ -28,6 +28,8 @@ MAX_LINE_BYTES = 1 << 26
 """A longer line is not kept in memory: its row is bad."""
 MAX_ARRAY_BYTES = 1 << 30
 """Of a JSON array, which is read whole."""
+NAMED_ROWS = 100
+"""Of a JSON file, for the names that its rows have."""
 SHOWN_CHARACTERS = 200
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NEXT_ROW = r"\n[^\n]*\t"  # within one value
@@ -89,6 +91,20 @@ def count_rows(file: pa.NativeFile, form: str, names: list[str]) -> int:
 def csv_header(file: pa.NativeFile, form: str) -> list[str]:
     """Return the names in a csv file's first row. Raises: pyarrow's errors."""
     return list(_csv_reader(file, form, [], []).schema.names)
+
+
+def json_names(file: pa.NativeFile) -> list[str]:
+    """Return the names that the first rows of a JSON file have, each once, in order.
+
+    Raises: ValueError for what is no such file.
+    """
+    names: dict[str, None] = {}
+    for text in next(_json_texts(file), [])[:NAMED_ROWS]:
+        try:
+            names |= dict.fromkeys(_json_object(text))
+        except (ValueError, RecursionError):
+            continue  # a bad row: it is told of when it is read
+    return list(names)
 
 
 def _csv_batches(file: pa.NativeFile, form: str, names: list[str]) -> Iterator[Batch]:

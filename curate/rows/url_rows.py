@@ -86,30 +86,30 @@ class Made:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def samples_of(batch: Batch, place: Place, source: SourceConfig) -> Made:
-    """Return the SAMPLES of consecutive rows of one file, a verdict per row, and the bad ones."""
-    return _Rows(batch, place, source).made()
+def samples_of(
+    batch: Batch, place: Place, source: SourceConfig, *, sizes_are_swapped: bool
+) -> Made:
+    """Return the SAMPLES of consecutive rows of one file, a verdict per row, and the bad ones.
 
-
-def sizes_are_swapped(source: SourceConfig, names: list[str]) -> bool:
-    """Tell whether the width of a table with these columns is to be read from its height."""
-    swapped = source.swapped_sizes
-    return laion.has_swapped_sizes(names) if swapped == "auto" else swapped
+    Args: sizes_are_swapped: the width is to be read from the height, and the reverse.
+    """
+    return _Rows(batch, place, source, sizes_are_swapped).made()
 
 
 class _Rows:
     """n rows on their way."""
 
-    def __init__(self, batch: Batch, place: Place, source: SourceConfig) -> None:
+    def __init__(
+        self, batch: Batch, place: Place, source: SourceConfig, sizes_are_swapped: bool
+    ) -> None:
         self.batch, self.place, self.source = batch, place, source
         self.num = batch.num_rows
         self.uids = place.uids(self.num)
         self.mended: dict[str, Mask] = {}
         self.patches: dict[int, dict[str, Any]] = {}
         self.counts: Counter[str] = Counter()
-        names = list(batch.table.column_names)
         self.chosen = choose(plain_names(batch.table.schema), URL_ALIASES)
-        if sizes_are_swapped(source, names):
+        if sizes_are_swapped:
             sides = {"width": "height", "height": "width"}
             self.chosen = {sides.get(k, k): name for k, name in self.chosen.items()}
 
@@ -119,7 +119,8 @@ class _Rows:
         url, caption = self._texts(urls, captions)
         columns |= {"url": url, "caption": caption, "key": self._keys()}
         if self.source.laion_hash:
-            columns["hash"] = self._hashes(columns.get("hash"), urls, captions)
+            given = columns.get("hash")
+            columns["hash"] = laion.known_hashes(given, urls, captions, self.counts)
         rest = rest.drop_columns([self.chosen[k] for k in _OWN if k in self.chosen])
         columns |= self._fixed() | {"extra": self._extra(rest)}
         errors = self._errors(url)
@@ -161,17 +162,6 @@ class _Rows:
         if not pc.any(missing).as_py():
             return found
         return pc.if_else(missing, pa.array(self.place.keys(self.num), found.type), found)
-
-    def _hashes(self, given: Any, urls: pa.Array, captions: pa.Array) -> Any:
-        computed = laion.hashes(urls, captions)
-        if given is None:
-            self.counts["hash_computed"] += self.num
-            return pa.array(computed)
-        same = pc.equal(given, pa.array(computed))
-        self.counts["hash_same"] += pc.sum(same).as_py() or 0
-        self.counts["hash_differs"] += pc.sum(pc.invert(same)).as_py() or 0
-        self.counts["hash_computed"] += given.null_count
-        return pc.coalesce(given, pa.array(computed))
 
     def _fixed(self) -> dict[str, Any]:
         rows = np.arange(self.place.row, self.place.row + self.num, dtype=np.uint64)

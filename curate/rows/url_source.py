@@ -8,7 +8,7 @@ order (it sorts by name: the same for names whose numbers have leading zeros).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -26,18 +26,12 @@ from manifests.work import Item, Output, part_name
 
 _NOT_TABLES = "_stats.json"  # img2dataset's, beside its parquet files
 _SHOWN_CHARACTERS = 500
+_JSON = ("json", "jsonl")
+_JSON_VERSION = 2
+"""Raised whenever the same JSON files would give other rows: it makes them another input."""
 _NO_CAPTIONS = (
     "{shown} has no column of captions (named {known}, in any case), so its captions are empty. "
     "Its columns: {columns}"
-)
-_NO_CEILING = (
-    "no ceiling is set on the published probability of unsafe content (punsafe); LAION advises "
-    "0.5, and its research-safe release ends at 0.45. Set filter.drop_above_punsafe: 0.45"
-)
-_NOTHING_TO_JUDGE = (
-    "filter.drop_above_punsafe judges nothing: no table has a column punsafe, and what is not "
-    "known passes. Use tables that have it (Re-LAION's do), or, for a url_table, join the "
-    "published scores: source.join"
 )
 
 
@@ -64,18 +58,25 @@ def identity(source: SourceConfig) -> list[list[Any]]:
     """Return [name, size, modification time] of each table, and of each that is joined."""
     files_of.cache_clear()
     names_in.cache_clear()
-    score_tables.tables_of.cache_clear()
+    first_names_in.cache_clear()
     table_files.close()
     root, names = files_of(source)
     found = [[name, *paths.identity_of(paths.join(root, name))] for name in names]
-    joined = score_tables.tables_of(source.join)
-    return found + [[paths.name_of(path), *paths.identity_of(path)] for path in joined]
+    if any(table_files.form_of(name) in _JSON for name in names):
+        found.append(["json", _JSON_VERSION])
+    return found + score_tables.identity(source.join)
 
 
 @lru_cache(maxsize=1 << 16)
 def names_in(path: str) -> tuple[str, ...]:
     """Return the names of a table's columns; of JSON none. Raises: UserError."""
     return tuple(table_files.column_names(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def first_names_in(path: str) -> tuple[str, ...]:
+    """Return the names of a table's columns; of JSON, of its first rows. Raises: UserError."""
+    return tuple(table_files.first_names(path))
 
 
 def plan(source: SourceConfig) -> list[Item]:
@@ -100,10 +101,7 @@ def ingest_part(source: SourceConfig, payload: Mapping[str, Any]) -> Output:
     made = list(_made(source, payload))
     samples = pa.concat_tables([empty(SAMPLES), *(one.samples for one in made)])
     counts = sum((one.counts for one in made), Counter[str]())
-    notes: dict[str, Any] = {name: num for name, num in sorted(counts.items()) if num}
-    tables = score_tables.tables_of(source.join)
-    if tables:
-        samples, notes["joined"] = score_tables.joined(samples, tables)
+    samples, notes = score_tables.filled(samples, source, counts)
     return Output(
         files={f"{part_name(payload['part'])}.parquet": samples},
         verdicts=pa.concat_tables([empty(VERDICTS), *(one.verdicts for one in made)]),
@@ -117,7 +115,7 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     root, names = files_of(source)
     tables = {name: names_in(paths.join(root, name)) for name in names}
     found = []
-    old = [name for name, columns in tables.items() if laion.is_withdrawn(columns)]
+    old = [name for name in names if laion.is_withdrawn(first_names_in(paths.join(root, name)))]
     if old:
         found.append(laion.WITHDRAWN.format(shown=_shown(old)))
     untold = [name for name, columns in tables.items() if _lacks_captions(name, columns)]
@@ -125,18 +123,7 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
         columns = ", ".join(tables[untold[0]])[:_SHOWN_CHARACTERS]
         known = " or ".join(URL_ALIASES["caption"])
         found.append(_NO_CAPTIONS.format(shown=_shown(untold), known=known, columns=columns))
-    every = [*tables.values(), *map(names_in, score_tables.tables_of(source.join))]
-    return found + punsafe_warnings(every, sections)
-
-
-def punsafe_warnings(tables: Sequence[Sequence[str]], sections: Mapping[str, Strict]) -> list[str]:
-    """Return what to say of the ceiling on punsafe, for tables with these columns."""
-    has_punsafe = any("punsafe" in choose(columns) for columns in tables)
-    ceiling = getattr(sections.get("filter"), "drop_above_punsafe", None)
-    if ceiling is None:
-        return [_NO_CEILING] if has_punsafe else []
-    are_known = all(tables)  # of JSON, each row has its own columns
-    return [_NOTHING_TO_JUDGE] if are_known and not has_punsafe else []
+    return found + score_tables.punsafe_warnings(list(tables.values()), source, sections)
 
 
 def _shown(names: list[str]) -> str:
@@ -145,7 +132,7 @@ def _shown(names: list[str]) -> str:
 
 def _lacks_captions(name: str, columns: tuple[str, ...]) -> bool:
     """Tell whether a table has no captions; of JSON each row has its own columns."""
-    return table_files.form_of(name) not in ("json", "jsonl") and "caption" not in choose(columns)
+    return table_files.form_of(name) not in _JSON and "caption" not in choose(columns)
 
 
 def _judges_captions(sections: Mapping[str, Strict]) -> bool:
@@ -160,16 +147,24 @@ def _made(source: SourceConfig, payload: Mapping[str, Any]) -> Iterator[Made]:
     for name, first_row, num_rows, shard_index in payload["spans"]:
         if name not in names:
             raise PartDamaged(f"{name} is gone from the source.")
-        row = first_row
-        for batch in table_files.read_rows(paths.join(root, name), first_row, num_rows):
+        row, path = first_row, paths.join(root, name)
+        swapped = _sizes_are_swapped(source, path)
+        for batch in table_files.read_rows(path, first_row, num_rows):
             shard = shard_index + (row - first_row) // source.rows_per_shard
-            yield samples_of(batch, Place(name, row, shard, source.rows_per_shard), source)
+            place = Place(name, row, shard, source.rows_per_shard)
+            yield samples_of(batch, place, source, sizes_are_swapped=swapped)
             row += batch.num_rows
+
+
+def _sizes_are_swapped(source: SourceConfig, path: str) -> bool:
+    """Tell whether the width of a table is to be read from its height."""
+    swapped = source.swapped_sizes
+    return laion.has_swapped_sizes(first_names_in(path)) if swapped == "auto" else swapped
 
 
 def _check_columns(source: SourceConfig, path: str) -> None:
     """Check that a table has URLs, and what the joins need. Raises: UserError."""
-    if table_files.form_of(path) in ("json", "jsonl"):
+    if table_files.form_of(path) in _JSON:
         return  # each row has its own
     names = names_in(path)
     columns = choose(names, URL_ALIASES)
@@ -182,14 +177,7 @@ def _check_columns(source: SourceConfig, path: str) -> None:
             f"Its columns: {', '.join(names)[:_SHOWN_CHARACTERS]}.",
             fix,
         )
-    joined = score_tables.tables_of(source.join)
-    by_hash = any("hash" in score_tables.columns_of(table) for table in joined)
-    if by_hash and "hash" not in columns and not source.laion_hash:
-        raise UserError(
-            f"{path} has no column hash, by which tables are to be joined.",
-            "LAION's hash is computed only on request.",
-            "Set source.laion_hash: true.",
-        )
+    score_tables.must_have_hash(path, names, source)
 
 
 def _slices(

@@ -4,12 +4,15 @@
 
 Row j of the three belongs together; files are paired by their numeric suffix and may have gaps
 (LAION's own upload has). Arrays are float16 [n, d]; float32 (as the mclip text encoder writes) is
-rounded to float16 on reading. Python objects inside npy files are never loaded.
+rounded to float16 on reading. Python objects inside npy files are never loaded. LAION's metadata
+have no punsafe: `source.join` brings it from other tables, by URL or by LAION's hash of the
+metadata's URL and caption.
 Format source: github.com/rom1504/clip-retrieval.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.rows import laion
-from curate.rows.columns import ALIASES, choose, samples_from_columns
-from curate.rows.url_source import punsafe_warnings
+from curate.rows import laion, score_tables
+from curate.rows.columns import ALIASES, choose, plain_names, samples_from_columns
+from curate.rows.url_rows import raw_text
 from curate.source_config import SourceConfig
 from curate.vectors import exact
 from manifests import ledger, paths, store
@@ -111,6 +114,27 @@ def check_files(root: str, names: Sequence[str]) -> None:
                 )
 
 
+def check_columns(source: SourceConfig, root: str, names: Sequence[str]) -> None:
+    """Check that every file's metadata have what hashes and joins are made of, where asked for.
+
+    Raises: UserError that names the file.
+    """
+    hashed = ("url", "caption") if source.laion_hash else ()
+    needed = [*hashed, *(score_tables.keys_of(source.join) & {"url"})]
+    for name in names if source.laion_hash or source.join else ():
+        path = paths.join(root, companions(root, name)[2])
+        with _parquet(path) as file:
+            columns = plain_names(file.schema_arrow)
+        for column in needed:
+            if column not in choose(columns):
+                raise UserError(
+                    f"{path} has no column {column}: none is named {' or '.join(ALIASES[column])}.",
+                    "LAION's hash is of URL and caption; tables without one are joined by URL.",
+                    "Use metadata that have it, or take out source.laion_hash and source.join.",
+                )
+        score_tables.must_have_hash(path, columns, source)
+
+
 def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
     """Return what a person should know of the metadata; the first file is looked at."""
     root, names = shards(source.location)
@@ -119,7 +143,8 @@ def warnings(source: SourceConfig, sections: Mapping[str, Strict]) -> list[str]:
         columns = list(file.schema_arrow.names)
     withdrawn = [laion.WITHDRAWN.format(shown=table)] if laion.is_withdrawn(columns) else []
     unfetchable = _lacks_urls(table, columns) if "download" in sections else []
-    return withdrawn + punsafe_warnings([columns], sections) + unfetchable
+    unsafe = score_tables.punsafe_warnings([columns], source, sections)
+    return withdrawn + unsafe + unfetchable
 
 
 def _lacks_urls(table: str, columns: list[str]) -> list[str]:
@@ -134,12 +159,15 @@ def ingest_part(
     source: SourceConfig, root: str, part: int, shards: Sequence[tuple[int, str]]
 ) -> Output:
     """Return SAMPLES with exact clip scores; rows that cannot be compared are quarantined."""
-    made = [_ingest_file(source, root, index, name) for index, name in shards]
+    counts: Counter[str] = Counter()
+    made = [_ingest_file(source, root, index, name, counts) for index, name in shards]
     samples = pa.concat_tables([empty(SAMPLES), *(one[0] for one in made)])
+    samples, notes = score_tables.filled(samples, source, counts)
     return Output(
         files={f"{part_name(part)}.parquet": samples},
         verdicts=pa.concat_tables([one[1] for one in made]),
         quarantine=pa.concat_tables([one[2] for one in made]),
+        notes=notes,
     )
 
 
@@ -154,16 +182,19 @@ def read_rows(path: str) -> npt.NDArray[np.float16]:
 
 
 def _ingest_file(
-    source: SourceConfig, root: str, index: int, name: str
+    source: SourceConfig, root: str, index: int, name: str, counts: Counter[str]
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     image_path, text_path, table_path = (paths.join(root, one) for one in companions(root, name))
     images, texts = read_rows(image_path), read_rows(text_path)
     uids = np.arange(len(images), dtype=np.uint64) + np.uint64(index << UID_ROW_BITS)
     reasons = np.array(exact.REJECT_REASONS, dtype=object)[exact.reject_reasons(images, texts)]
     scores = exact.clip_score(images, texts)
+    metadata = _read_metadata(table_path)
     samples = samples_from_columns(
-        _read_metadata(table_path), uids, source=source.label, shard=name, clip_score=scores
+        metadata, uids, source=source.label, shard=name, clip_score=scores
     )
+    if source.laion_hash:
+        samples = _with_hashes(samples, metadata, counts)
     good = reasons == ""
     bad = samples.filter(pa.array(~good))
     return (
@@ -171,6 +202,15 @@ def _ingest_file(
         ledger.verdicts("ingest", uids, reasons=_quarantined(reasons)),
         _quarantine(bad, name, reasons[~good]),
     )
+
+
+def _with_hashes(samples: pa.Table, metadata: pa.Table, counts: Counter[str]) -> pa.Table:
+    """Return SAMPLES with LAION's hash of what the metadata say, not of what was mended."""
+    chosen = choose(plain_names(metadata.schema))
+    urls, captions = (raw_text(metadata.column(chosen[one])) for one in ("url", "caption"))
+    hashes = laion.known_hashes(samples.column("hash"), urls, captions, counts)
+    at = samples.schema.get_field_index("hash")
+    return samples.set_column(at, SAMPLES.field("hash"), hashes)
 
 
 def _quarantined(reasons: npt.NDArray[np.object_]) -> list[str]:
