@@ -60,7 +60,7 @@ def test_dense_parts_are_named_and_the_others_forests_are_theirs(
     num_dense = 0
     for seed in range(12):
         rows, parts = world(seed)
-        # which parts are dense depends on how near to the floor a product can tell: here always alike
+        # which parts are dense depends on how near to the floor a product tells: here always alike
         found = pairs_within(rows, parts, FLOOR, precision="int8")
         kept = kruskal(len(rows), found.row_a, found.row_b, found.similarity)
         edges = set(zip(found.row_a[kept].tolist(), found.row_b[kept].tolist(), strict=True))
