@@ -112,13 +112,9 @@ def test_the_order_in_which_parts_are_done_changes_no_byte(
 @pytest.mark.parametrize(
     ("name", "max_workers"),
     [
-        pytest.param("embeddings", 1, marks=pytest.mark.slow),
-        ("embeddings", 4),
-        pytest.param("tars", 1, marks=pytest.mark.slow),
-        ("tars", 2),  # each worker loads a CLIP model
-        pytest.param("tars", 4, marks=pytest.mark.slow),
-        pytest.param("mix", 1, marks=pytest.mark.slow),
-        ("mix", 4),
+        (name, workers) if workers == 2 else pytest.param(name, workers, marks=pytest.mark.slow)
+        for name in ("embeddings", "tars", "mix")
+        for workers in (1, 2, 4)
     ],
 )
 def test_any_number_of_ray_workers_makes_the_bytes_of_the_local_executor(
